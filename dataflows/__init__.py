@@ -1,0 +1,1 @@
+"""MOVE: what is run, where data comes from, and who watches."""

@@ -1,0 +1,171 @@
+"""The vocabulary: what flows between the steps, as columns, and the schemas that others read.
+
+Times are int64 microseconds since the Unix epoch, UTC. A null value is NaN inside these classes
+(a payload can hold none) and null in Arrow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from operators.feature_sets import FeatureSet
+
+TIMESTAMP = pa.timestamp("us", tz="UTC")
+
+NO_WATERMARK = np.iinfo(np.int64).min
+"""Watermark before the first event: nothing is late, nothing closes."""
+
+END_OF_TIME = np.iinfo(np.int64).max
+"""Watermark of a log that has ended: everything closes."""
+
+
+@dataclass(frozen=True, slots=True)
+class RawChunk:
+    """Messages of one bus partition as they came, in the order of the log.
+
+    partition: its name on the bus.
+    data: uint8; message i is data[starts[i]:starts[i] + lengths[i]], without line end.
+    starts, lengths, offsets: int64 (n,); offset is the position in the log, strictly rising.
+    """
+
+    partition: str
+    data: NDArray[np.uint8]
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+
+    def message(self, index: int) -> bytes:
+        """The original bytes of message `index`."""
+        start = int(self.starts[index])
+        return self.data[start : start + int(self.lengths[index])].tobytes()
+
+
+@dataclass(frozen=True, slots=True)
+class SignalBatch:
+    """Signals of one partition in the order of the log, one array a column, all of length n.
+
+    entity_data, entity_offsets: UTF-8 bytes and int64 (n + 1,); entity i is
+        entity_data[entity_offsets[i]:entity_offsets[i + 1]].
+    entity_hash: uint64 (n,), low half of MurmurHash3 x64 128 of those bytes.
+    event_time, sequence, offset: int64 (n,); event_time in microseconds.
+    sets: uint64 (n,); bit i is set if the signal feeds feature set i.
+    values: float64 (n, fields), C order; NaN is null or missing.
+    """
+
+    partition: str
+    entity_data: NDArray[np.uint8]
+    entity_offsets: NDArray[np.int64]
+    entity_hash: NDArray[np.uint64]
+    event_time: NDArray[np.int64]
+    sequence: NDArray[np.int64]
+    offset: NDArray[np.int64]
+    sets: NDArray[np.uint64]
+    values: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        """Signals in the batch."""
+        return len(self.event_time)
+
+    def entity(self, index: int) -> str:
+        """The entity_id of signal `index`."""
+        start, stop = self.entity_offsets[index : index + 2]
+        return self.entity_data[start:stop].tobytes().decode()
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A message that is no signal: where it stood, why it was refused, and its original bytes.
+
+    index: its place in the RawChunk. reason: a short stable word; detail: one sentence.
+    """
+
+    index: int
+    offset: int
+    reason: str
+    detail: str
+    original: bytes
+    trace_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What one decoder call made of a RawChunk: n signals and the rejects; together all messages.
+
+    index: int64 (n,); place of signal i in the RawChunk, rising.
+    """
+
+    batch: SignalBatch
+    index: NDArray[np.int64]
+    rejects: tuple[Reject, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RowBlock:
+    """Closed windows of one feature set and one window spec, as columns of length n.
+
+    set_index, spec_index: into FeatureSets.sets and FeatureSet.windows.
+    entity_data, entity_offsets: as in SignalBatch.
+    window_start, event_time: int64 (n,); event_time is the window's end.
+    values: float64 (n, fields * 11), all statistics field by field; NaN is null.
+    content_hash: uint8 (n, 16).
+    """
+
+    set_index: int
+    spec_index: int
+    entity_data: NDArray[np.uint8]
+    entity_offsets: NDArray[np.int64]
+    window_start: NDArray[np.int64]
+    event_time: NDArray[np.int64]
+    values: NDArray[np.float64]
+    content_hash: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        """Rows in the block."""
+        return len(self.event_time)
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A refused input with all that is needed to look at it, mend it and send it again.
+
+    letter_id: hex; a function of (topic, partition, offset, stage), so a repeat is the same letter.
+    time_us: when it was first refused, wall clock, microseconds. original: the bytes as they came.
+    """
+
+    letter_id: str
+    time_us: int
+    stage: str
+    reason: str
+    detail: str
+    source: str
+    partition: str
+    offset: int
+    original: bytes
+    trace_id: str | None = None
+
+
+def feature_row_schema(feature_set: FeatureSet) -> pa.Schema:
+    """Arrow schema of the set's rows in the offline store.
+
+    `window` and `date` are not columns of a file: they are keys of its path, which hive-aware
+    readers add; a file that held `window` as well could not be read by `pyarrow.parquet.read_table`.
+    Value columns are null where undefined; `count` columns never are.
+    """
+    fields = [
+        pa.field("entity_id", pa.string(), nullable=False),
+        pa.field("window_start", TIMESTAMP, nullable=False),
+        pa.field("event_time", TIMESTAMP, nullable=False),
+        pa.field("feature_set", pa.string(), nullable=False),
+        pa.field("version", pa.int32(), nullable=False),
+        pa.field("revision", pa.int32(), nullable=False),
+        pa.field("created_at", TIMESTAMP, nullable=False),
+        pa.field("content_hash", pa.binary(16), nullable=False),
+    ]
+    for column in feature_set.columns:
+        count = column.endswith("__count")
+        fields.append(pa.field(column, pa.int64() if count else pa.float64(), nullable=not count))
+    return pa.schema(fields)

@@ -1,0 +1,1 @@
+"""KEEP: one folder a port; each chooses its adapter by the scheme of a URL."""
