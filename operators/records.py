@@ -66,6 +66,13 @@ class SignalBatch:
     sets: NDArray[np.uint64]
     values: NDArray[np.float64]
 
+    def __reduce__(self) -> tuple[type[SignalBatch], tuple[object, ...]]:
+        """Pickle only the bytes that this batch's own entities span: it may be a view of a larger one."""
+        start, stop = int(self.entity_offsets[0]), int(self.entity_offsets[-1])
+        data, offsets = self.entity_data[start:stop], self.entity_offsets - start
+        rest = (self.entity_hash, self.event_time, self.sequence, self.offset, self.sets, self.values)
+        return SignalBatch, (self.partition, data, offsets, *rest)
+
     def __len__(self) -> int:
         """Signals in the batch."""
         return len(self.event_time)

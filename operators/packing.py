@@ -1,0 +1,41 @@
+"""Arrays ↔ versioned bytes: what a snapshot holds, so that no live object is ever pickled.
+
+Layout: 8 bytes magic and version, 8 bytes length of the header, the header (JSON: meta, and name,
+dtype and shape of each array), then the arrays, little-endian, C order, end to end.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from operators.errors import ResumeError
+
+_MAGIC = b"HDRC\x00\x00\x00\x01"
+
+
+def pack(meta: dict[str, object], arrays: dict[str, NDArray[np.generic]]) -> bytes:
+    """Return meta (JSON-able) and arrays as one byte string; a copy, so later changes do not show."""
+    table = [(name, array.dtype.str, array.shape) for name, array in arrays.items()]
+    header = orjson.dumps({"meta": meta, "arrays": table})
+    parts = [_MAGIC, len(header).to_bytes(8, "little"), header]
+    parts.extend(np.ascontiguousarray(array).data.cast("B") if array.size else b"" for array in arrays.values())
+    return b"".join(parts)
+
+
+def unpack(data: bytes) -> tuple[dict[str, object], dict[str, NDArray[np.generic]]]:
+    """Return what `pack` was given; the arrays are fresh and writable.
+
+    Raises ResumeError if the bytes are of another program or another version.
+    """
+    if data[:8] != _MAGIC:
+        raise ResumeError("a snapshot was written by another version of Headrace; resume with that version")
+    start = 16 + int.from_bytes(data[8:16], "little")
+    header = orjson.loads(data[16:start])
+    arrays: dict[str, NDArray[np.generic]] = {}
+    for name, dtype, shape in header["arrays"]:
+        count = int(np.prod(shape))
+        arrays[name] = np.frombuffer(data, dtype, count, start).reshape(shape).copy()
+        start += arrays[name].nbytes
+    return header["meta"], arrays
