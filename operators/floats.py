@@ -1,17 +1,26 @@
 """JSON numbers in decimal to int64 and float64, correctly rounded: compiled.
 
 Method of the floats: W. D. Clinger, "How to read floating point numbers accurately" (1990) where both parts
-are exact, else D. Lemire, "Number parsing at a gigabyte per second" (2021), whose 128-bit table of
-powers of five settles every case of up to 19 digits (N. Mushtak and D. Lemire, "Fast number parsing without fallback", 2023).
+are exact, else D. Lemire, "Number parsing at a gigabyte per second" (2021), whose 128-bit table of powers of
+five settles every case of up to 19 digits (N. Mushtak, D. Lemire, "Fast number parsing without fallback", 2023).
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import float64, int64, njit, uint64
+from numba import float64, int64, uint64
 from numpy.typing import NDArray
 
-from operators.simd import bits_to_float, digit_mask, leading_zeros, load_word, multiply_high, trailing_zeros
+from operators.simd import (
+    bits_to_float,
+    digit_mask,
+    kernel,
+    leading_zeros,
+    load_word,
+    multiply_high,
+    piece,
+    trailing_zeros,
+)
 
 FAILED = -1
 """Position that says: this lane does not take it."""
@@ -46,7 +55,7 @@ def _powers_of_five() -> NDArray[np.uint64]:
 _FIVE = _powers_of_five()
 
 
-@njit(inline="always")
+@piece
 def _eight_digits(word):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     """Value of 8 digits, one a byte as 0 to 9, the first in the lowest byte."""
     word = word * uint64(10) + (word >> uint64(8))
@@ -55,14 +64,14 @@ def _eight_digits(word):  # type: ignore[no-untyped-def]  # numba infers the typ
     return (low + high) >> uint64(32)
 
 
-@njit(inline="always")
+@piece
 def first_digits(data, at, count):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     """Value of the 1 to 8 digits from `at`."""
     word = load_word(data, at) ^ uint64(0x3030303030303030)
     return _eight_digits(word << uint64(64 - 8 * count))
 
 
-@njit(inline="always")
+@piece
 def _digits(data, at, count):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     """Value of the 1 to 19 digits from `at`."""
     if count <= 8:
@@ -75,7 +84,7 @@ def _digits(data, at, count):  # type: ignore[no-untyped-def]  # numba infers th
     return (head * uint64(100_000_000) + middle) * uint64(100_000_000) + last
 
 
-@njit(inline="always")
+@piece
 def _subnormal(mantissa, shift):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     if shift >= 64:
         return uint64(0)
@@ -83,7 +92,7 @@ def _subnormal(mantissa, shift):  # type: ignore[no-untyped-def]  # numba infers
     return (mantissa + (mantissa & uint64(1))) >> uint64(1)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def eisel_lemire(digits, exponent):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     """Bits of the float64 nearest to digits * 10^exponent, ties to even; those of infinity if it overflows.
 
@@ -117,7 +126,7 @@ def eisel_lemire(digits, exponent):  # type: ignore[no-untyped-def]  # numba inf
     return (mantissa & uint64((1 << 52) - 1)) | (uint64(power) << uint64(52))
 
 
-@njit(inline="always")
+@piece
 def _exponent(data, at):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     """(exponent, end) of the 1 to 3 digits and their sign behind an `e`."""
     negative = data[at] == ord("-")
@@ -133,11 +142,12 @@ def _exponent(data, at):  # type: ignore[no-untyped-def]  # numba infers the typ
     return (-exponent if negative else exponent), at
 
 
-@njit(inline="always")
+@piece
 def number_shape(data, at):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
-    """(first digit, whole digits, fraction digits, exponent, end) of a JSON number of under 32 characters and its exponent.
+    """(place of the first digit, whole digits, fraction digits, exponent, end) of the JSON number at `at`.
 
-    The end is FAILED for anything else. The number is written as an integer if its end is first digit + whole digits.
+    The end is FAILED for anything else, for 32 characters before the exponent and for an exponent of over 3 digits.
+    The number is written as an integer if its end is first digit + whole digits.
     """
     begin = at + int64(data[at] == ord("-"))
     mask = digit_mask(data, begin)
@@ -156,7 +166,7 @@ def number_shape(data, at):  # type: ignore[no-untyped-def]  # numba infers the 
     return begin, whole, fraction, exponent, (end if good else FAILED)
 
 
-@njit(inline="always")
+@piece
 def _significant(data, begin, whole, fraction):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     """(all digits of the number as one uint64, whether they fit)."""
     point = begin + whole
@@ -175,7 +185,7 @@ def _significant(data, begin, whole, fraction):  # type: ignore[no-untyped-def] 
     return _digits(data, at, count), count <= _DIGITS_MAX
 
 
-@njit(inline="always")
+@piece
 def _scaled(digits, exponent):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     """float64 nearest to digits * 10^exponent; infinity also where the table ends."""
     if digits <= uint64(_EXACT_MAX) and -22 <= exponent <= 22:
@@ -188,7 +198,7 @@ def _scaled(digits, exponent):  # type: ignore[no-untyped-def]  # numba infers t
     return bits_to_float(eisel_lemire(digits, exponent))
 
 
-@njit(inline="always")
+@piece
 def parse_float(data, at):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     """(end, value) of the JSON number at `at`; the end is FAILED where this lane does not take it.
 
@@ -209,7 +219,7 @@ def parse_float(data, at):  # type: ignore[no-untyped-def]  # numba infers the t
     return end, value
 
 
-@njit(inline="always")
+@piece
 def parse_integer(data, at):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     """(end, value) of the JSON integer at `at`, int64; the end is FAILED where it is none or does not fit.
 

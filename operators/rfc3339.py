@@ -10,10 +10,10 @@ import re
 from datetime import date
 
 import numpy as np
-from numba import int64, njit, uint64
+from numba import int64, uint64
 
 from operators.floats import FAILED, first_digits
-from operators.simd import digit_mask, load_word, trailing_zeros
+from operators.simd import digit_mask, load_word, piece, trailing_zeros
 
 TIME_US_END = (date(2262, 1, 1) - date(1970, 1, 1)).days * 86_400_000_000
 """First time, in microseconds, that is not taken: nanosecond timestamps of 64 bits end in 2262."""
@@ -39,27 +39,26 @@ def lacks_zone(text: str) -> bool:
 def parse_time(text: str) -> int:
     """Microseconds since the Unix epoch of an RFC 3339 time from year 1 on; may be negative.
 
-    Raises ValueError where the text has another form, and for a day, hour, minute, second or offset that does not exist.
+    Raises ValueError where the text has another form, and for a day, time of day or offset that does not exist.
     """
     match = _TIME.fullmatch(text)
     if match is None:
         raise ValueError("another form")
-    year, month, day, hour, minute, second = (int(part) for part in match.groups()[:6])
-    zone_hour, zone_minute = int(match[9] or 0), int(match[10] or 0)
-    if hour > 23 or minute > 59 or second > 60 or zone_hour > 23 or zone_minute > 59:
+    year, month, day, hour, minute, second, fraction, sign, zone_hour, zone_minute = match.groups("0")
+    if hour > "23" or minute > "59" or second > "60" or zone_hour > "23" or zone_minute > "59":
         raise ValueError("no such time of day")
-    minutes = ((date(year, month, day).toordinal() - _EPOCH_DAY) * 24 + hour) * 60 + minute
-    zone = zone_hour * 60 + zone_minute
-    minutes += zone if match[8] == "-" else -zone
-    return (minutes * 60 + second) * 1_000_000 + int((match[7] or "0").ljust(9, "0")[:6])
+    days = date(int(year), int(month), int(day)).toordinal() - _EPOCH_DAY
+    zone = int(zone_hour) * 60 + int(zone_minute)
+    minutes = days * 1440 + int(hour) * 60 + int(minute) + (zone if sign == "-" else -zone)
+    return (minutes * 60 + int(second)) * 1_000_000 + int(fraction.ljust(6, "0")[:6])
 
 
-@njit(inline="always")
+@piece
 def _pair(data, at):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     return int64(data[at]) * 10 + int64(data[at + 1]) - 11 * ord("0")
 
 
-@njit(inline="always")
+@piece
 def _day(year, month, day):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     """Days since the Unix epoch; FAILED for a day that does not exist or a year outside 1970 to 2261."""
     leap = year & 3 == 0 and (year % 100 != 0 or year % 400 == 0)
@@ -73,7 +72,7 @@ def _day(year, month, day):  # type: ignore[no-untyped-def]  # numba infers the 
     return (year - 1970) * 365 + leaps + before + int64(leap and month > 2) + day - 1
 
 
-@njit(inline="always")
+@piece
 def _fraction_us(data, at):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     """(end, microseconds) of the 1 to 9 digits at `at`; the end is FAILED if they are not."""
     count = trailing_zeros(~digit_mask(data, at))
@@ -83,7 +82,7 @@ def _fraction_us(data, at):  # type: ignore[no-untyped-def]  # numba infers the 
     return at + count, int64(first_digits(data, at, shown) * _TO_US[shown] // uint64(100))
 
 
-@njit(inline="always")
+@piece
 def _zone_minutes(data, at):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     """(end, minutes east of UTC) of the offset at `at`; the end is FAILED if it is none."""
     mark = data[at]
@@ -99,7 +98,7 @@ def _zone_minutes(data, at):  # type: ignore[no-untyped-def]  # numba infers the
     return at + 6, (-zone if mark == ord("-") else zone)
 
 
-@njit(inline="always")
+@piece
 def parse_rfc3339(data, at):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     """(end, microseconds) of the time at `at`; the end is FAILED where it is none or outside 1970 to 2261."""
     between = data[at + 10] | 0x20

@@ -1,16 +1,19 @@
 """Bytes read many at a time: compiled loads and comparisons that look at 8 or 32 bytes in one step.
 
 Nothing here checks bounds: a caller may read PAD bytes from any place of its message, no further.
-A mask is a uint64 whose bit i answers for byte at + i; bits 32 to 63 are 0. LLVM turns the 32-byte
-vectors into whatever the machine has, so the results are the same everywhere.
+A mask is a uint64 whose bit i answers for byte at + i; bits 32 to 63 are 0. LLVM turns the vectors of
+32 bytes into whatever the machine has, so the results are the same everywhere.
 """
+
+# ruff: noqa: ANN401, ARG001  # LLVM's builders carry no types, and numba dictates the arguments of an intrinsic
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import ir
+import numba
+from llvmlite import ir  # type: ignore[import-untyped]  # llvmlite carries no types
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -18,19 +21,40 @@ from numba.extending import intrinsic
 PAD = 64
 """Bytes behind a message that must be readable."""
 
+# Their declared types know neither `_nrt` nor what calling an intrinsic from compiled code gives.
+_njit: Callable[..., Callable[[Callable[..., Any]], Any]] = numba.njit
+_intrinsic: Callable[[Callable[..., Any]], Any] = intrinsic
+_gep: Any = cgutils.gep_inbounds
+
+# None of these functions makes or keeps an array, so none has to count references to one; counting would be most of
+# the time of a function that looks at a few bytes.
+kernel = _njit(cache=True, nogil=True, _nrt=False)
+"""Compile a function on its own; it may be called from Python, and must not make an array."""
+
+piece = _njit(forceinline=True, _nrt=False)
+"""Compile a function into each of its callers; it must not make an array."""
+
 _BYTE = ir.IntType(8)
 _WORD = ir.IntType(64)
 _VECTOR = ir.VectorType(_BYTE, 32)
+_BIT_FALSE = ir.Constant(ir.IntType(1), 0)
 
 
-def _load(context: Any, builder: Any, array_type: Any, array: Any, at: Any, what: Any) -> Any:
+def _address(context: Any, builder: Any, array_type: Any, array: Any, at: Any, what: Any) -> Any:  # numba's own order
     base = context.make_array(array_type)(context, builder, array).data
-    address = builder.bitcast(cgutils.gep_inbounds(builder, base, at), what.as_pointer())
-    return builder.load(address, align=1, typ=what)
+    return builder.bitcast(_gep(builder, base, at), what.as_pointer())
+
+
+def _vector(context: Any, builder: Any, array_type: Any, array: Any, at: Any) -> Any:
+    return builder.load(_address(context, builder, array_type, array, at, _VECTOR), align=1, typ=_VECTOR)
 
 
 def _splat(value: int) -> Any:
     return ir.Constant(_VECTOR, [value] * 32)
+
+
+def _mask(builder: Any, bits: Any) -> Any:
+    return builder.zext(builder.bitcast(bits, ir.IntType(32)), _WORD)
 
 
 def _mask_of(test: Callable[[Any, Any], Any]) -> Any:
@@ -38,12 +62,11 @@ def _mask_of(test: Callable[[Any, Any], Any]) -> Any:
 
     def mask(typingctx: Any, data: Any, at: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            vector = _load(context, builder, signature.args[0], args[0], args[1], _VECTOR)
-            return builder.zext(builder.bitcast(test(builder, vector), ir.IntType(32)), _WORD)
+            return _mask(builder, test(builder, _vector(context, builder, signature.args[0], args[0], args[1])))
 
         return types.uint64(data, types.int64), codegen
 
-    return intrinsic(mask)
+    return _intrinsic(mask)
 
 
 def _is_digit(builder: Any, vector: Any) -> Any:
@@ -51,9 +74,9 @@ def _is_digit(builder: Any, vector: Any) -> Any:
 
 
 def _is_stop(builder: Any, vector: Any) -> Any:
-    marks = [builder.icmp_unsigned("==", vector, _splat(ord(mark))) for mark in '"\\']
+    quote, backslash = (builder.icmp_unsigned("==", vector, _splat(ord(mark))) for mark in '"\\')
     control = builder.icmp_unsigned("<", vector, _splat(0x20))
-    return builder.or_(builder.or_(*marks), control)
+    return builder.or_(builder.or_(quote, backslash), control)
 
 
 def _is_newline(builder: Any, vector: Any) -> Any:
@@ -65,69 +88,73 @@ def _is_high(builder: Any, vector: Any) -> Any:
 
 
 digit_mask = _mask_of(_is_digit)
+"""Mask of 0 to 9."""
+
 stop_mask = _mask_of(_is_stop)
+"""Mask of what ends the plain part of a JSON string: a quote, a backslash, a control character."""
+
 newline_mask = _mask_of(_is_newline)
+"""Mask of line ends."""
+
 high_mask = _mask_of(_is_high)
+"""Mask of the bytes that are not ASCII."""
 
 
-@intrinsic
+@_intrinsic
 def differ_mask(typingctx: Any, data: Any, at: Any, other: Any, other_at: Any) -> Any:
     """Mask of the bytes in which data[at:] and other[other_at:] differ."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        left = _load(context, builder, signature.args[0], args[0], args[1], _VECTOR)
-        right = _load(context, builder, signature.args[2], args[2], args[3], _VECTOR)
-        differ = builder.icmp_unsigned("!=", left, right)
-        return builder.zext(builder.bitcast(differ, ir.IntType(32)), _WORD)
+        left = _vector(context, builder, signature.args[0], args[0], args[1])
+        right = _vector(context, builder, signature.args[2], args[2], args[3])
+        return _mask(builder, builder.icmp_unsigned("!=", left, right))
 
     return types.uint64(data, types.int64, other, types.int64), codegen
 
 
-@intrinsic
+@_intrinsic
 def copy_vector(typingctx: Any, target: Any, target_at: Any, data: Any, at: Any) -> Any:
     """Copy 32 bytes from data[at:] to target[target_at:]; the two do not overlap."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vector = _load(context, builder, signature.args[2], args[2], args[3], _VECTOR)
-        base = context.make_array(signature.args[0])(context, builder, args[0]).data
-        address = builder.bitcast(cgutils.gep_inbounds(builder, base, args[1]), _VECTOR.as_pointer())
-        builder.store(vector, address, align=1)
+        vector = _vector(context, builder, signature.args[2], args[2], args[3])
+        builder.store(vector, _address(context, builder, signature.args[0], args[0], args[1], _VECTOR), align=1)
         return context.get_dummy_value()
 
     return types.void(target, types.int64, data, types.int64), codegen
 
 
-@intrinsic
+@_intrinsic
 def load_word(typingctx: Any, data: Any, at: Any) -> Any:
-    """The 8 bytes from data[at:] as a little-endian uint64."""
+    """The 8 bytes from data[at:] as a uint64, the first one lowest."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _load(context, builder, signature.args[0], args[0], args[1], _WORD)
+        return builder.load(_address(context, builder, signature.args[0], args[0], args[1], _WORD), align=1, typ=_WORD)
 
     return types.uint64(data, types.int64), codegen
 
 
-@intrinsic
+@_intrinsic
 def trailing_zeros(typingctx: Any, mask: Any) -> Any:
     """Zero bits below the lowest 1 of a uint64, as int64; 64 if there is none."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
+        return builder.cttz(args[0], _BIT_FALSE)
 
     return types.int64(types.uint64), codegen
 
 
-@intrinsic
+@_intrinsic
 def leading_zeros(typingctx: Any, word: Any) -> Any:
     """Zero bits above the highest 1 of a uint64, as int64; 64 if there is none."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.ctlz(args[0], ir.Constant(ir.IntType(1), 0))
+        return builder.ctlz(args[0], _BIT_FALSE)
 
     return types.int64(types.uint64), codegen
 
 
-@intrinsic
+@_intrinsic
 def multiply_high(typingctx: Any, left: Any, right: Any) -> Any:
     """The upper 64 bits of the product of two uint64."""
 
@@ -139,7 +166,7 @@ def multiply_high(typingctx: Any, left: Any, right: Any) -> Any:
     return types.uint64(types.uint64, types.uint64), codegen
 
 
-@intrinsic
+@_intrinsic
 def bits_to_float(typingctx: Any, word: Any) -> Any:
     """The float64 whose bits are this uint64."""
 

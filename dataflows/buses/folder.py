@@ -1,0 +1,180 @@
+"""The bus in a folder: `<root>/<topic>/<partition>.jsonl`, a line a message, offset = byte position.
+
+Lines are only appended. A line without its end is still being written and is left for later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from operators.decode import split_lines
+from operators.errors import ConfigError, FatalError, ResumeError
+from operators.records import RawChunk
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from dataflows.buses.port import PartitionReader, Position
+
+_SUFFIX = ".jsonl"
+_READ_BYTES = 16 << 20
+_LINE_BYTES_MAX = 64 << 20
+_MARK_BYTES = 256
+
+
+class FolderBus:
+    """A Bus over .jsonl files; durable once `append` returns."""
+
+    def __init__(self, root: str | Path, *, event_bytes_max: int) -> None:
+        """root: folder of the topics; need not exist. event_bytes_max: longer lines are cut when huge."""
+        self._root = Path(root)
+        self._event_bytes_max = event_bytes_max
+
+    def partitions(self, topic: str) -> tuple[str, ...]:
+        """See Bus. The name of a partition is its file's, without `.jsonl`."""
+        folder = self._root / topic
+        try:
+            entries = list(os.scandir(folder))
+        except FileNotFoundError:
+            return ()
+        except OSError as error:
+            raise ConfigError(f"topic folder `{folder}` cannot be read: {error.strerror}") from error
+        return tuple(sorted(e.name.removesuffix(_SUFFIX) for e in entries if e.name.endswith(_SUFFIX) and e.is_file()))
+
+    def reader(self, topic: str, partition: str, position: Mapping[str, object] | None) -> PartitionReader:
+        """See Bus."""
+        return FileReader(self._path(topic, partition), partition, position, event_bytes_max=self._event_bytes_max)
+
+    def fetch(self, topic: str, partition: str, offset: int) -> bytes:
+        """See Bus."""
+        path = self._path(topic, partition)
+        with path.open("rb") as file:
+            file.seek(offset)
+            line = file.readline(_LINE_BYTES_MAX)
+        if not line.endswith(b"\n"):
+            raise ResumeError(f"`{path}` has no whole line at byte {offset}: the log has shrunk or was replaced")
+        return line.rstrip(b"\r\n")
+
+    def end(self, topic: str, partition: str) -> int:
+        """See Bus."""
+        path = self._path(topic, partition)
+        return path.stat().st_size if path.exists() else 0
+
+    def append(self, topic: str, partition: str, messages: Sequence[bytes], *, at: int) -> int:
+        """See Bus. Written in place at byte `at`, then fsynced."""
+        if not messages:
+            return at
+        data = b"".join(m + b"\n" for m in messages)
+        path = self._path(topic, partition)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                written = 0
+                while written < len(data):
+                    written += os.pwrite(file, data[written:], at + written)
+                os.fsync(file)
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise FatalError(f"`{path}` cannot be written: {error.strerror}; free space or mend the folder") from error
+        return at + len(data)
+
+    def _path(self, topic: str, partition: str) -> Path:
+        if "/" in partition or partition.startswith(".") or "\0" in partition:
+            raise ConfigError(f"partition `{partition}` cannot be the name of a file")
+        return self._root / topic / f"{partition}{_SUFFIX}"
+
+
+class FileReader:
+    """A PartitionReader over one file of lines.
+
+    The position holds a digest of the bytes just before it, so that a file that was replaced is found
+    out even if it is long enough.
+    """
+
+    def __init__(
+        self, path: Path, partition: str, position: Mapping[str, object] | None, *, event_bytes_max: int
+    ) -> None:
+        """Open the file at the position. Raises ResumeError if it does not belong to the file."""
+        self._path = path
+        self._partition = partition
+        self._event_bytes_max = event_bytes_max
+        self._buffer = bytearray(1 << 20)
+        try:
+            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ResumeError(f"partition file `{path}` cannot be opened: {error.strerror}") from error
+        self._offset = 0 if position is None else int(str(position["offset"]))
+        if position is not None and self._mark() != position["mark"]:
+            size = os.fstat(self._file).st_size
+            os.close(self._file)
+            raise ResumeError(
+                f"partition file `{path}` was replaced or has shrunk: byte {self._offset} of {size} is not where it was"
+                " left; restore the file, or start anew with an empty RECOVERY_DIR"
+            )
+
+    def poll(self, events_max: int) -> RawChunk | None:
+        """See PartitionReader."""
+        size = os.fstat(self._file).st_size
+        if size < self._offset or os.stat(self._path).st_ino != os.fstat(self._file).st_ino:
+            raise ResumeError(
+                f"partition file `{self._path}` was replaced or has shrunk while it was read (byte {self._offset} of"
+                f" {size}); lines may only be appended: restore it, or start anew with an empty RECOVERY_DIR"
+            )
+        if size == self._offset:
+            return None
+        want = min(size - self._offset, _READ_BYTES, max(1 << 16, events_max * 1024))
+        while True:
+            data = self._read(want)
+            starts, lengths, consumed = split_lines(data, lines_max=events_max)
+            if len(starts) > 0 or len(data) < want or self._offset + want >= size:
+                break
+            if want >= _LINE_BYTES_MAX:
+                return self._huge_line(size)
+            want = min(4 * want, _LINE_BYTES_MAX, size - self._offset)
+        if len(starts) == 0:
+            return None
+        chunk = RawChunk(self._partition, data, starts, lengths, self._offset + starts)
+        self._offset += consumed
+        return chunk
+
+    def position(self) -> Position:
+        """See PartitionReader."""
+        return {"offset": self._offset, "mark": self._mark()}
+
+    def close(self) -> None:
+        """See PartitionReader."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _read(self, size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+        if len(self._buffer) < size:
+            self._buffer = bytearray(size)
+        count = os.preadv(self._file, [memoryview(self._buffer)[:size]], self._offset)
+        return np.frombuffer(self._buffer, np.uint8, count)
+
+    def _mark(self) -> str:
+        start = max(0, self._offset - _MARK_BYTES)
+        before = os.pread(self._file, self._offset - start, start)
+        return hashlib.blake2b(before, digest_size=8).hexdigest() if len(before) == self._offset - start else "short"
+
+    def _huge_line(self, size: int) -> RawChunk | None:
+        """A line of over 64 MiB: its head, long enough to be refused as too large, stands for it."""
+        at = self._offset + _LINE_BYTES_MAX
+        while at < size:
+            block = os.pread(self._file, _READ_BYTES, at)
+            end = block.find(b"\n")
+            if end >= 0:
+                head = self._read(self._event_bytes_max + 1).copy()
+                offsets = np.array([self._offset], np.int64)
+                self._offset = at + end + 1
+                return RawChunk(self._partition, head, np.zeros(1, np.int64), np.array([len(head)]), offsets)
+            at += len(block)
+        return None

@@ -1,0 +1,64 @@
+"""What a bus is: topics of partitions, each an append-only log of messages with rising offsets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from operators.records import RawChunk
+
+Position = dict[str, object]
+"""Where a reader stands: JSON-able, made and understood by one adapter; holds `offset`."""
+
+
+class PartitionReader(Protocol):
+    """Reads one partition forwards. Not thread-safe."""
+
+    def poll(self, events_max: int) -> RawChunk | None:
+        """Return the next 1 to `events_max` messages, or None at the end of the log for now.
+
+        Does not block. The chunk's arrays are valid until the next poll. Raises ResumeError if the log
+        has shrunk or was replaced.
+        """
+        ...
+
+    def position(self) -> Position:
+        """Return where to go on after what was polled so far."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files and connections; safe to call twice."""
+        ...
+
+
+class Bus(Protocol):
+    """Topics and their partitions. Messages are bytes without line ends."""
+
+    def partitions(self, topic: str) -> tuple[str, ...]:
+        """Return the names of the topic's partitions, sorted; () for a topic that does not exist yet."""
+        ...
+
+    def reader(self, topic: str, partition: str, position: Mapping[str, object] | None) -> PartitionReader:
+        """Open a partition at `position`, or at its beginning.
+
+        Raises ResumeError, with nothing changed, if the position does not belong to this log.
+        """
+        ...
+
+    def fetch(self, topic: str, partition: str, offset: int) -> bytes:
+        """Return the message at `offset`. Raises ResumeError if there is none."""
+        ...
+
+    def end(self, topic: str, partition: str) -> int:
+        """Return the offset at which the next message will stand; 0 for a new partition."""
+        ...
+
+    def append(self, topic: str, partition: str, messages: Sequence[bytes], *, at: int) -> int:
+        """Make `messages` follow offset `at`, durably, and return the offset after them.
+
+        Repeating the call with the same `at` and messages changes nothing: that makes a writer that owns
+        its partition exactly-once. Empty input returns `at`. A crash midway is mended by the repeat.
+        """
+        ...

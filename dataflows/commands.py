@@ -1,0 +1,197 @@
+"""What the commands do, apart from parsing and printing."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import orjson
+
+from dataflows.batch import BatchPlan, run_batch
+from dataflows.display import progress_bar
+from dataflows.observability.logs import set_up_logs
+from dataflows.wiring import bus_of, dead_letters_of, features_of, offline_of
+from operators.errors import ConfigError
+from stores.deadletters.port import LetterFilter
+from stores.features.port import views_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from dataflows.buses.port import Bus
+    from dataflows.config import Settings
+    from dataflows.summary import Summary
+    from stores.deadletters.port import DeadLetters
+    from stores.offline.port import Withheld
+
+_PAGE = 1000
+_SCAN_EVENTS = 4096
+REPLAY_PARTITION = "replayed-0"
+
+
+def backfill_files(settings: Settings, paths: Sequence[Path], *, quiet: bool) -> tuple[Summary, Withheld]:
+    """Run the batch over the files with the settings of a live run; see `run_batch`."""
+    set_up_logs(settings.log_level, settings.log_format)
+    topic_folder = (settings.bus_dir / settings.topic_signals).resolve()
+
+    def topic(path: Path) -> str:
+        """A file of the bus is its partition, so that its rejects are the same letters as live."""
+        return settings.topic_signals if path.resolve().parent == topic_folder else str(path.resolve())
+
+    with (
+        closing(offline_of(settings)) as offline,
+        closing(dead_letters_of(settings)) as dead_letters,
+        progress_bar("backfill", sum(p.stat().st_size for p in paths), quiet=quiet) as progress,
+    ):
+        plan = BatchPlan(
+            sets=settings.feature_sets(),
+            shards=settings.signal_shards,
+            bound_us=settings.watermark_us,
+            batch_size=settings.stream_batch_size,
+            event_bytes_max=settings.event_bytes_max,
+            offline=offline,
+            dead_letters=dead_letters,
+            topic=topic,
+        )
+        return run_batch(plan, paths, progress)
+
+
+def online_rows(settings: Settings, entity: str) -> list[dict[str, object]]:
+    """The online row of the entity in every view that has one."""
+    if settings.online_store == "none":
+        raise ConfigError("ONLINE_STORE is `none`: there are no online features to show; set it to feast")
+    sets = settings.feature_sets()
+    features = features_of(settings, sets)
+    assert features is not None  # noqa: S101  # ONLINE_STORE is not none
+    with closing(features):
+        rows: list[dict[str, object]] = []
+        for view in views_of(sets):
+            row = features.read(view, [entity])[0]
+            if row is not None:
+                rows.append(
+                    {
+                        "entity_id": entity,
+                        "feature_set": view.feature_set.name,
+                        "version": view.feature_set.version,
+                        "window": view.window.text,
+                        "event_time": _time(row.event_time_us),
+                        **row.values,
+                    }
+                )
+        return rows
+
+
+def compact_history(settings: Settings, *, quiet: bool) -> dict[str, object]:
+    """Merge small files of the feature history and say what was done."""
+    from stores.offline.compact import compact
+
+    with progress_bar("compact", None, quiet=quiet) as progress:
+        return asdict(compact(settings.offline_data_path, progress=lambda _: progress(1)))
+
+
+def letters(settings: Settings, *, limit: int, reason: str | None) -> tuple[list[dict[str, object]], int]:
+    """The oldest dead letters as `dlq list` shows them, and how many there are in all."""
+    which = LetterFilter(reason=reason)
+    with closing(dead_letters_of(settings)) as store:
+        found = [
+            {
+                "id": head.letter_id,
+                "time": _time(head.time_us),
+                "stage": head.stage,
+                "reason": head.reason,
+                "source": head.source,
+                "partition": head.partition,
+                "offset": head.offset,
+                "detail": head.detail,
+                "size_bytes": head.size_bytes,
+            }
+            for head in store.list(which, limit=limit)
+        ]
+        return found, store.count(which)
+
+
+def letter(settings: Settings, letter_id: str) -> dict[str, object]:
+    """One dead letter with everything that is known of it; what is not UTF-8 is shown escaped."""
+    with closing(dead_letters_of(settings)) as store:
+        found = store.get(letter_id)
+    if found is None:
+        raise ConfigError(f"there is no dead letter `{letter_id}`; `headrace dlq list` shows the ids")
+    record = asdict(found)
+    original = record.pop("original")
+    return {
+        "id": record.pop("letter_id"),
+        "time": _time(record.pop("time_us")),
+        **record,
+        "original": original.decode("utf-8", "backslashreplace"),
+    }
+
+
+def replay_letters(settings: Settings, ids: Sequence[str] | None) -> int:
+    """Append the originals to a partition of their own of the signals topic, then forget the letters."""
+    bus = bus_of(settings)
+    topic = settings.topic_signals
+    with closing(dead_letters_of(settings)) as store:
+        done = 0
+        for page in _pages(store, ids):
+            originals = [found.original for i in page if (found := store.get(i)) is not None]
+            bus.append(topic, REPLAY_PARTITION, originals, at=bus.end(topic, REPLAY_PARTITION))
+            done += store.drop(page)
+        return done
+
+
+def drop_letters(settings: Settings, ids: Sequence[str] | None) -> int:
+    """Forget the letters."""
+    with closing(dead_letters_of(settings)) as store:
+        return sum(store.drop(page) for page in _pages(store, ids))
+
+
+def late_events(settings: Settings, *, limit: int) -> tuple[list[dict[str, object]], int]:
+    """The first late events, without their payloads, and how many there are in all."""
+    found: list[dict[str, object]] = []
+    total = 0
+    for message in _messages(bus_of(settings), settings.topic_late):
+        total += 1
+        if len(found) < limit:
+            event = orjson.loads(message)
+            signal = event["data"]
+            found.append(
+                {
+                    "id": event["id"],
+                    "reason": event["reason"],
+                    "partition": event["partition"],
+                    "offset": int(event["offset"]),
+                    "entity_id": signal["entity_id"],
+                    "event_time": signal["event_time"],
+                    "sequence": signal["sequence"],
+                }
+            )
+    return found, total
+
+
+def _messages(bus: Bus, topic: str) -> Iterator[bytes]:
+    for partition in bus.partitions(topic):
+        with closing(bus.reader(topic, partition, None)) as reader:
+            while (chunk := reader.poll(_SCAN_EVENTS)) is not None:
+                yield from (chunk.message(i) for i in range(len(chunk.lengths)))
+
+
+def _pages(store: DeadLetters, ids: Sequence[str] | None) -> Iterator[list[str]]:
+    """The ids in pages; None means every letter that is there now."""
+    if ids is not None:
+        missing = [i for i in ids if store.get(i) is None]
+        if missing:
+            raise ConfigError(f"there is no dead letter `{missing[0]}`; `headrace dlq list` shows the ids")
+        yield list(ids)
+        return
+    after: tuple[int, str] | None = None
+    while heads := store.list(limit=_PAGE, after=after):
+        after = heads[-1].place
+        yield [h.letter_id for h in heads]
+
+
+def _time(time_us: int) -> str:
+    """RFC 3339 in UTC."""
+    return datetime.fromtimestamp(time_us // 1_000_000, UTC).replace(microsecond=time_us % 1_000_000).isoformat()

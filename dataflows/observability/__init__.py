@@ -1,0 +1,1 @@
+"""Who watches: events that the steps tell, and small hooks that log or count them."""

@@ -1,0 +1,113 @@
+"""What the steps tell to whoever watches: frozen events, and the list of hooks that hear them.
+
+A hook must not raise and must not change a result. No event carries a payload.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A run begins. what: its name; detail: settings worth knowing, no secrets."""
+
+    what: str
+    detail: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """A run has ended cleanly. detail: its summary."""
+
+    what: str
+    detail: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class PieceRead:
+    """One piece of a partition was read. lag_s: now − its newest event, seconds of wall clock."""
+
+    partition: str
+    events: int
+    late: int
+    dead: int
+    lag_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A message became a dead letter."""
+
+    stage: str
+    reason: str
+    detail: str
+    partition: str
+    offset: int
+    trace_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """Events came late. first: entity and offset of the first of them."""
+
+    reason: str
+    partition: str
+    count: int
+    entity: str
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class WindowsClosed:
+    """Rows of one window spec were made. latency_ms: now − the newest window's end, milliseconds."""
+
+    window: str
+    rows: int
+    latency_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionStatus:
+    """A partition was found, went idle, woke or ended."""
+
+    partition: str
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetters:
+    """How many dead letters the store holds now."""
+
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A step raised; the engine may swallow what it raised, this is the record of it."""
+
+    step: str
+    partition: str
+    offset: int | None
+    error: BaseException
+
+
+Event = (
+    Started | Stopped | PieceRead | Refused | Late | WindowsClosed | PartitionStatus | DeadLetters | Failed
+)
+Hook = Callable[[Event], None]
+
+_hooks: list[Hook] = []
+
+
+def watch(hook: Hook) -> None:
+    """Add a hook; it hears every event from now on. Adding it twice does nothing."""
+    if hook not in _hooks:
+        _hooks.append(hook)
+
+
+def tell(event: Event) -> None:
+    """Hand the event to every hook."""
+    for hook in _hooks:
+        hook(event)

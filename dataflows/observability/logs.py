@@ -1,0 +1,89 @@
+"""Events as structured lines on stderr: JSON for machines, short and coloured on a terminal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING, TextIO, cast
+
+import structlog
+
+from dataflows.observability.events import Failed, Late, PartitionStatus, Refused, Started, Stopped, watch
+
+if TYPE_CHECKING:
+    from dataflows.observability.events import Event
+
+_LINES_A_KIND_MAX = 5
+"""Refused and late events are logged one by one up to this many a partition; then only counted."""
+
+
+def set_up_logs(level: str, style: str, stream: TextIO | None = None) -> None:
+    """Send events of at least `level` to `stream` (default stderr) as `json`, `console` or `auto`."""
+    out = stream or cast("TextIO", _CurrentStderr())
+    console = style == "console" or (style == "auto" and out.isatty())
+    renderer = structlog.dev.ConsoleRenderer(colors=out.isatty()) if console else structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(out),
+        cache_logger_on_first_use=False,
+    )
+    watch(_LogHook())
+
+
+class _CurrentStderr:
+    """Whatever sys.stderr is when a line is written: a run puts another one in its place."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+    def isatty(self) -> bool:
+        return sys.stderr.isatty()
+
+
+class _LogHook:
+    def __init__(self) -> None:
+        self._lines: dict[tuple[str, str], int] = {}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _LogHook)
+
+    def __hash__(self) -> int:
+        return hash(_LogHook)
+
+    def __call__(self, event: Event) -> None:
+        log = structlog.get_logger()
+        match event:
+            case Started(what, detail):
+                log.info("started", run=what, **detail)
+            case Stopped(what, detail):
+                log.info("stopped", run=what, **detail)
+            case PartitionStatus(partition, status):
+                log.info("partition", partition=partition, status=status)
+            case Refused():
+                fields = {"stage": event.stage, "reason": event.reason, "detail": event.detail, "offset": event.offset}
+                self._some(log, "refused", event.partition, fields | {"trace_id": event.trace_id})
+            case Late(reason, partition, count, entity, offset):
+                fields = {"reason": reason, "count": count, "entity_id": entity, "offset": offset}
+                self._some(log, "late", partition, fields)
+            case Failed(step, partition, offset, error):
+                text = f"{type(error).__name__}: {error}"
+                log.error("failed", step=step, partition=partition, offset=offset, error=text)
+            case _:
+                log.debug("event", kind=type(event).__name__)
+
+    def _some(self, log: structlog.typing.FilteringBoundLogger, name: str, partition: str, fields: dict[str, object]) -> None:
+        """Log the first ones of a partition; a storm of bad input must not become a storm of lines."""
+        seen = self._lines.get((name, partition), 0) + 1
+        self._lines[name, partition] = seen
+        if seen < _LINES_A_KIND_MAX:
+            log.warning(name, partition=partition, **fields)
+        elif seen == _LINES_A_KIND_MAX:
+            log.warning(name, partition=partition, note="further ones are counted in the metrics, not logged", **fields)

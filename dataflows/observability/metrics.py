@@ -1,0 +1,50 @@
+"""Events as Prometheus metrics in the default registry, which Bytewax's own endpoint serves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from dataflows.observability.events import DeadLetters, Failed, Late, PieceRead, Refused, WindowsClosed, watch
+
+if TYPE_CHECKING:
+    from dataflows.observability.events import Event
+
+SIGNALS = Counter("ingestion_signals", "Signals by what became of them", ["stage", "status", "source"])
+ERRORS = Counter("ingestion_errors", "Errors by stage and reason", ["stage", "reason"])
+LAG = Gauge("ingestion_lag_seconds", "Wall clock minus the newest event time read", ["source"])
+LATENCY = Histogram(
+    "features_latency_ms",
+    "Wall clock minus window end when a window's rows are made",
+    ["window"],
+    buckets=(10, 100, 1_000, 5_000, 10_000, 30_000, 60_000, 300_000, 3_600_000),
+)
+DLQ = Gauge("dlq_size", "Dead letters in the store")
+
+
+def set_up_metrics() -> None:
+    """Count events from now on."""
+    watch(_count)
+
+
+def _count(event: Event) -> None:
+    match event:
+        case PieceRead(partition, events, late, dead, lag):
+            SIGNALS.labels("decode", "ok", partition).inc(events - late - dead)
+            SIGNALS.labels("decode", "late", partition).inc(late)
+            SIGNALS.labels("decode", "dead", partition).inc(dead)
+            LAG.labels(partition).set(lag)
+        case Late(reason, partition, count) if reason != "late":
+            SIGNALS.labels("windows", reason, partition).inc(count)
+        case Refused(stage, reason):
+            ERRORS.labels(stage, reason).inc()
+        case Failed(step, _, _, error):
+            ERRORS.labels(step, type(error).__name__).inc()
+        case WindowsClosed(window, rows, latency):
+            SIGNALS.labels("windows", "rows", window).inc(rows)
+            LATENCY.labels(window).observe(latency)
+        case DeadLetters(size):
+            DLQ.set(size)
+        case _:
+            return

@@ -1,0 +1,187 @@
+"""The recovery folder: made, checked, locked and purged before a run; read after it.
+
+Bytewax keeps snapshots in SQLite files; a kill between the rows of an epoch and the mark that closes it
+leaves rows "from the future", which a second crash would load. They are deleted before every start.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pickle
+import sqlite3
+import time
+import uuid
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import orjson
+from bytewax.recovery import init_db_dir
+
+from operators.errors import ConfigError, FatalError, ResumeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+PARTS = 2
+"""SQLite files of a new recovery folder."""
+
+FORMAT = 1
+"""Version of the snapshots' content."""
+
+_MANIFEST = "headrace.json"
+_LOCK = "headrace.lock"
+_WAIT_S = 60.0
+
+
+class Recovery:
+    """One recovery folder, held by one run. Every method may raise ResumeError or ConfigError."""
+
+    def __init__(self, folder: Path) -> None:
+        """Nothing is touched yet."""
+        self.folder = folder
+        self._lock = -1
+
+    def prepare(self, identity: Mapping[str, object]) -> str:
+        """Lock the folder, make it if it is new, check that it is this flow's, purge it; return the lineage.
+
+        identity: what must not change as long as the snapshots live, JSON-able. Raises ConfigError, with
+        nothing touched, if another run holds the folder or if it belongs to another flow.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"RECOVERY_DIR `{self.folder}` cannot be made: {error.strerror}") from error
+        self._take_lock()
+        manifest = self.folder / _MANIFEST
+        wanted = orjson.loads(orjson.dumps({"format": FORMAT, **identity}))
+        if manifest.exists():
+            saved = orjson.loads(manifest.read_bytes())
+            _compare(self.folder, saved["identity"], wanted)
+        elif any(p.name not in (_LOCK,) for p in self.folder.iterdir()):
+            raise ConfigError(
+                f"RECOVERY_DIR `{self.folder}` is not empty and was not made by Headrace; name an empty folder"
+            )
+        else:
+            saved = {"identity": wanted, "lineage": uuid.uuid4().hex[:8]}
+            init_db_dir(self.folder, PARTS)
+            _write_durably(manifest, orjson.dumps(saved, option=orjson.OPT_INDENT_2))
+        self._purge()
+        return str(saved["lineage"])
+
+    def wait_until_prepared(self) -> str:
+        """In a process that is not the first of its cluster: wait for the first one; return the lineage."""
+        manifest = self.folder / _MANIFEST
+        limit = time.monotonic() + _WAIT_S
+        while not manifest.exists():
+            if time.monotonic() > limit:
+                raise ConfigError(f"RECOVERY_DIR `{self.folder}`: the first process of the cluster has not made it")
+            time.sleep(0.05)
+        return str(orjson.loads(manifest.read_bytes())["lineage"])
+
+    def states(self, step_id: str) -> dict[str, bytes]:
+        """The committed snapshot of every key of a step; keys without one are left out."""
+        out: dict[str, tuple[int, bytes | None]] = {}
+        with _open_all(self.folder) as databases:
+            resume = resume_epoch(databases)
+            for database in databases:
+                rows = database.execute(
+                    "SELECT state_key, snap_epoch, ser_change FROM snaps WHERE step_id = ? AND snap_epoch < ?",
+                    (step_id, resume),
+                )
+                for key, epoch, change in rows:
+                    if key not in out or out[key][0] < epoch:
+                        out[key] = (epoch, change)
+        return {key: pickle.loads(change) for key, (_, change) in sorted(out.items()) if change is not None}  # noqa: S301  # written by this program's own engine
+
+    def release(self) -> None:
+        """Let another run have the folder."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _take_lock(self) -> None:
+        self._lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.release()
+            raise ConfigError(
+                f"RECOVERY_DIR `{self.folder}` is in use by another run; stop it, or name another folder"
+            ) from error
+
+    def _purge(self) -> None:
+        with _open_all(self.folder) as databases:
+            resume = resume_epoch(databases)
+            for database in databases:
+                database.execute("DELETE FROM snaps WHERE snap_epoch >= ?", (resume,))
+                database.commit()
+
+
+def resume_epoch(databases: list[sqlite3.Connection]) -> int:
+    """The first epoch that is not durable: least of the frontiers of the last execution's workers."""
+    query = "SELECT ex_num, worker_count, resume_epoch FROM exs"
+    executions = [row for d in databases for row in d.execute(query)]
+    if not executions:
+        return 1
+    number, workers, start = max(executions)
+    frontier = dict.fromkeys(range(workers), start)
+    for database in databases:
+        marks = database.execute("SELECT worker_index, worker_frontier FROM fronts WHERE ex_num = ?", (number,))
+        for worker, epoch in marks:
+            frontier[worker] = max(frontier.get(worker, start), epoch)
+    return min(frontier.values())
+
+
+@contextmanager
+def _open_all(folder: Path) -> Iterator[list[sqlite3.Connection]]:
+    paths = sorted(folder.glob("part-*.sqlite3"))
+    if not paths:
+        raise ResumeError(f"RECOVERY_DIR `{folder}` has lost its snapshots; start anew with an empty folder")
+    databases: list[sqlite3.Connection] = []
+    try:
+        databases.extend(sqlite3.connect(p, timeout=30) for p in paths)
+        yield databases
+    except sqlite3.Error as error:
+        raise FatalError(f"RECOVERY_DIR `{folder}` cannot be read or written: {error}") from error
+    finally:
+        for database in databases:
+            with closing(database):
+                database.rollback()
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    """Write a file so that after a crash it is there whole, or not at all."""
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    part.rename(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _compare(folder: Path, saved: dict[str, object], wanted: dict[str, object]) -> None:
+    """Raise ConfigError naming what differs between the folder's flow and this one."""
+    difference = _first_difference("", saved, wanted)
+    if difference is not None:
+        name, was, now = difference
+        raise ConfigError(
+            f"RECOVERY_DIR `{folder}` belongs to a run with another {name} (there `{was}`, here `{now}`);"
+            " set it back, or name an empty folder to start anew"
+        )
+
+
+def _first_difference(name: str, was: object, now: object) -> tuple[str, object, object] | None:
+    if was == now:
+        return None
+    if isinstance(was, dict) and isinstance(now, dict):
+        found = (_first_difference(f"{name} {k}".strip(), was.get(k), now.get(k)) for k in sorted({*was, *now}))
+        return next((f for f in found if f is not None), None)
+    short = [v if not isinstance(v, dict) else "declared" for v in (was, now)]
+    return (name, *("not declared" if v is None else v for v in short))  # type: ignore[return-value]  # two values

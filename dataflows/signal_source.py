@@ -1,0 +1,270 @@
+"""The source of the signal path: slots that read partitions, as Bytewax sees them.
+
+A slot is what Bytewax calls a partition; it owns the bus partitions whose names fall to it, so that
+partitions can appear without a restart and workers can be added without moving positions.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import zlib
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, cast
+
+import orjson
+from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
+
+from dataflows.epoch_sync import EpochSync
+from dataflows.observability.events import Failed, PartitionStatus, PieceRead, tell
+from operators.decode import Decoder
+from operators.intake import Intake, Piece
+from operators.records import NO_WATERMARK
+from operators.watermark import Status
+
+if TYPE_CHECKING:
+    from threading import Event
+
+    from dataflows.buses.port import Bus, PartitionReader
+    from operators.feature_sets import FeatureSets
+
+SLOTS = 12
+"""Fixed for a recovery folder; 12 so that 1, 2, 3, 4, 6 and 12 workers get the same share."""
+
+_FIRST_EVENTS_MAX = 4096
+_AHEAD_US_MIN = 60_000_000
+_LISTING_S = 1.0
+_IDLE_POLL = timedelta(milliseconds=20)
+_EPOCHS_TO_SETTLE = 3
+_STRETCH_PIECES_MAX = 4
+
+
+@dataclass(frozen=True, slots=True)
+class SourcePlan:
+    """What every slot needs to know. bound_us, idle_s: see WATERMARK_SECONDS, WATERMARK_IDLE_SECONDS."""
+
+    bus: Bus
+    topic: str
+    sets: FeatureSets
+    bound_us: int
+    idle_s: float
+    batch_size: int
+    event_bytes_max: int
+    follow: bool
+    stop: Event
+    epoch_s: float | None
+
+
+class Alignment:
+    """Keeps the partitions of one process together in event time, so that shards need not hold much back.
+
+    Changes when something is read, never what comes out: watermarks are each partition's own.
+    """
+
+    def __init__(self, bound_us: int) -> None:
+        """bound_us: WATERMARK_SECONDS; a partition may run ahead of the slowest by four times that."""
+        self._ahead_us = max(_AHEAD_US_MIN, 4 * bound_us)
+        self._newest: dict[str, int] = {}
+
+    def note(self, partition: str, newest: int) -> None:
+        """A partition has more to read and has come this far."""
+        self._newest[partition] = newest
+
+    def leave(self, partition: str) -> None:
+        """A partition is at the end of its log: nobody waits for it."""
+        self._newest.pop(partition, None)
+
+    def allowed(self, newest: int) -> int:
+        """Events that a partition at `newest` may read now: 0, a first taste, or no limit (-1)."""
+        slowest = min(self._newest.copy().values(), default=newest)
+        if slowest == NO_WATERMARK:
+            return _FIRST_EVENTS_MAX if newest == NO_WATERMARK else 0
+        return -1 if newest <= slowest + self._ahead_us else 0
+
+
+class Feed:
+    """One bus partition being read: reader, intake and status."""
+
+    def __init__(self, plan: SourcePlan, decoder: Decoder, partition: str, state: dict[str, object] | None) -> None:
+        """Open the partition where `state` says, or at its beginning."""
+        position = None if state is None else cast("dict[str, object]", state["position"])
+        self.reader: PartitionReader = plan.bus.reader(plan.topic, partition, position)
+        self.intake = Intake(partition, decoder, plan.bound_us, state)
+        self.status = Status.LIVE
+        self.caught_up_at: float | None = None
+
+    def state(self) -> dict[str, object]:
+        """Position and intake, JSON-able."""
+        return {"position": self.reader.position(), **self.intake.state()}
+
+
+class SignalSlot(StatefulSourcePartition[Piece, bytes]):
+    """Reads the partitions of one slot, the one furthest behind first; never blocks."""
+
+    def __init__(self, plan: SourcePlan, alignment: Alignment, slot: int, resume: bytes | None) -> None:
+        """resume: what `snapshot` returned. Raises ResumeError if a log is not the one that was read."""
+        self._plan = plan
+        self._alignment = alignment
+        self._slot = slot
+        self._decoder = Decoder(plan.sets, event_bytes_max=plan.event_bytes_max)
+        self._feeds: dict[str, Feed] = {}
+        self._known: tuple[str, ...] = ()
+        self._listed_at = -_LISTING_S
+        self._epochs_silent = 0
+        self._tick_due = True
+        self._sync = None if plan.epoch_s is None else EpochSync(plan.epoch_s)
+        saved = {} if resume is None else cast("dict[str, dict[str, object]]", orjson.loads(resume))
+        for partition, state in saved.items():
+            self._open(partition, state)
+        self._discover()
+
+    def next_batch(self) -> list[Piece]:
+        """Return the next pieces; [] if there is nothing now. StopIteration at the end."""
+        until = 0.0 if self._sync is None else self._sync.call()
+        if self._plan.stop.is_set():
+            raise StopIteration
+        try:
+            pieces = self._fetch()
+            while pieces and len(pieces) < _STRETCH_PIECES_MAX and time.monotonic() < until:
+                more = self._fetch()
+                if not more:
+                    break
+                pieces += more
+            if not pieces:
+                pieces = self._quiet()
+        except StopIteration:
+            raise
+        except Exception as error:
+            tell(Failed("read", f"slot-{self._slot}", None, error))
+            raise
+        if self._sync is not None:
+            self._sync.done()
+        return pieces
+
+    def next_awake(self) -> datetime | None:
+        """Come back at once while there is something to read, else soon."""
+        busy = any(f.caught_up_at is None for f in self._feeds.values()) or self._tick_due
+        return None if busy else datetime.now(UTC) + _IDLE_POLL
+
+    def snapshot(self) -> bytes:
+        """Positions and watermarks of all partitions of the slot."""
+        if self._sync is not None:
+            self._sync.snapped()
+        self._epochs_silent += 1
+        self._tick_due = self._epochs_silent <= _EPOCHS_TO_SETTLE
+        return orjson.dumps({p: f.state() for p, f in sorted(self._feeds.items())})
+
+    def close(self) -> None:
+        """Close the files."""
+        for feed in self._feeds.values():
+            self._alignment.leave(feed.intake.partition)
+            feed.reader.close()
+
+    def _open(self, partition: str, state: dict[str, object] | None) -> None:
+        self._feeds[partition] = Feed(self._plan, self._decoder, partition, state)
+        self._alignment.note(partition, self._feeds[partition].intake.newest)
+        tell(PartitionStatus(partition, "found" if state is None else "resumed"))
+
+    def _discover(self) -> None:
+        """Look for partitions that have appeared; each slot takes those whose names fall to it."""
+        now = time.monotonic()
+        if now - self._listed_at < _LISTING_S:
+            return
+        self._listed_at = now
+        known = self._plan.bus.partitions(self._plan.topic)
+        if known == self._known:
+            return
+        self._known = tuple(sorted({*known, *self._feeds}))
+        for partition in known:
+            if partition not in self._feeds and slot_of(partition) == self._slot:
+                self._open(partition, None)
+                self._tick_due = True
+
+    def _fetch(self) -> list[Piece]:
+        """Read one chunk of the partition that is furthest behind and may go on."""
+        for feed in sorted(self._feeds.values(), key=lambda f: (f.intake.newest, f.intake.partition)):
+            allowed = self._alignment.allowed(feed.intake.newest)
+            if allowed == 0:
+                feed.caught_up_at = None  # there may be more: it waits for the others, it is not idle
+                continue
+            size = self._plan.batch_size
+            chunk = feed.reader.poll(size if allowed < 0 else min(size, allowed))
+            if chunk is None:
+                if feed.caught_up_at is None:
+                    feed.caught_up_at = time.monotonic()
+                    self._alignment.leave(feed.intake.partition)
+                continue
+            if feed.status is Status.IDLE:
+                tell(PartitionStatus(feed.intake.partition, "awake"))
+            feed.status = Status.LIVE
+            feed.caught_up_at = None
+            piece = feed.intake.take(chunk, self._known)
+            self._alignment.note(feed.intake.partition, feed.intake.newest)
+            self._epochs_silent = 0
+            self._tell(piece)
+            return [piece]
+        return []
+
+    def _quiet(self) -> list[Piece]:
+        """Nothing to read: find new partitions, end, go idle, or let time be seen to pass."""
+        caught_up = all(f.caught_up_at is not None for f in self._feeds.values())
+        if not self._plan.follow:
+            if not caught_up:
+                return []
+            if any(f.status is not Status.ENDED for f in self._feeds.values()):
+                return self._turn(list(self._feeds.values()), Status.ENDED, "ended")
+            raise StopIteration
+        self._discover()
+        if self._plan.idle_s > 0:
+            now = time.monotonic()
+            silent = [
+                f
+                for f in self._feeds.values()
+                if f.status is Status.LIVE and f.caught_up_at is not None and now - f.caught_up_at >= self._plan.idle_s
+            ]
+            if silent:
+                return self._turn(silent, Status.IDLE, "idle")
+        if self._tick_due:
+            self._tick_due = False
+            return [Piece(f.intake.tick(f.status), self._known) for f in self._feeds.values()]
+        return []
+
+    def _turn(self, feeds: list[Feed], status: Status, word: str) -> list[Piece]:
+        for feed in feeds:
+            feed.status = status
+            tell(PartitionStatus(feed.intake.partition, word))
+        self._epochs_silent = 0
+        return [Piece(f.intake.tick(status), self._known) for f in feeds]
+
+    def _tell(self, piece: Piece) -> None:
+        lag_s = time.time() - piece.tick.newest / 1e6
+        tell(PieceRead(piece.tick.partition, piece.messages, len(piece.originals), len(piece.rejects), lag_s))
+
+
+class SignalSource(FixedPartitionedSource[Piece, bytes]):
+    """All slots of a topic. Exactly-once together with recovery: the snapshot is (offset, newest event)."""
+
+    def __init__(self, plan: SourcePlan) -> None:
+        """plan: shared by the slots of this process."""
+        self._plan = plan
+        self._alignment = Alignment(plan.bound_us)
+
+    def list_parts(self) -> list[str]:
+        """Every slot, wherever its partitions are."""
+        return [f"slot-{s:02d}" for s in range(SLOTS)]
+
+    def build_part(self, step_id: str, for_part: str, resume_state: bytes | None) -> SignalSlot:
+        """Open one slot."""
+        slot = int(for_part.removeprefix("slot-"))
+        try:
+            return SignalSlot(self._plan, self._alignment, slot, resume_state)
+        except Exception as error:
+            tell(Failed(step_id, for_part, None, error))
+            raise
+
+
+def slot_of(partition: str) -> int:
+    """The slot of a partition: by the number that its name ends with, so that numbered ones spread evenly."""
+    number = re.search(r"([0-9]{1,9})$", partition)
+    return (int(number[1]) if number else zlib.crc32(partition.encode())) % SLOTS

@@ -1,0 +1,55 @@
+"""What became of every event: read from the committed snapshots, so that it is true after a crash too."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, cast
+
+import orjson
+
+from dataflows.signals import FLOW
+from operators.windows import Shard
+
+if TYPE_CHECKING:
+    from dataflows.recovery import Recovery
+    from operators.feature_sets import FeatureSets
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Counts of events, and of the rows they made. seen = used + duplicate + conflict + late + dead."""
+
+    seen: int = 0
+    used: int = 0
+    duplicate: int = 0
+    conflict: int = 0
+    late: int = 0
+    dead: int = 0
+    rows: int = 0
+
+    def since(self, before: Summary) -> Summary:
+        """What came on top of `before`."""
+        return Summary(*(a - b for a, b in zip(asdict(self).values(), asdict(before).values(), strict=True)))
+
+    def record(self) -> dict[str, object]:
+        """As printed: `in, used, duplicate, conflict, late, dead, rows`."""
+        counts: dict[str, object] = asdict(self)
+        return {"in": counts.pop("seen"), **counts}
+
+
+def summary_of(recovery: Recovery, sets: FeatureSets) -> Summary:
+    """The totals since the recovery folder was made; events that wait for the watermark count as they stand."""
+    seen = late = dead = used = duplicate = conflict = rows = 0
+    for state in recovery.states(f"{FLOW}.read").values():
+        for feed in orjson.loads(state).values():
+            _, s, n, d = cast("list[int]", feed["intake"])
+            seen, late, dead = seen + s, late + n, dead + d
+    for state in recovery.states(f"{FLOW}.windows").values():
+        shard = Shard(sets, state)
+        more_used, more_duplicate, more_conflict = shard.outlook()
+        used += shard.counts.used + more_used
+        duplicate += shard.counts.duplicate + more_duplicate
+        conflict += shard.counts.conflict + more_conflict
+        late += shard.counts.late
+        rows += shard.counts.rows
+    return Summary(seen, used, duplicate, conflict, late, dead, rows)

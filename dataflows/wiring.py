@@ -1,0 +1,109 @@
+"""Settings → opened ports: the only place that picks an adapter."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from dataflows.buses import open_bus
+from dataflows.signal_source import SLOTS, SourcePlan
+from dataflows.signals import FLOW, OFFLINE_WRITERS, SignalPlan
+from stores.deadletters import open_dead_letters
+from stores.features import open_features, views_of
+from stores.offline import open_offline
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dataflows.buses.port import Bus
+    from dataflows.config import Settings
+    from operators.feature_sets import FeatureSets
+    from stores.deadletters.port import DeadLetters
+    from stores.features.port import Features
+    from stores.offline.port import OfflineStore
+
+STOP = threading.Event()
+"""Set once by a signal; every source of the process then ends cleanly."""
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """How Bytewax is run. epoch_s: seconds between snapshots; workers: in the whole cluster."""
+
+    lineage: str
+    durable: bool
+    workers: int
+    epoch_s: float
+
+
+def bus_of(settings: Settings) -> Bus:
+    """The bus that signals come from."""
+    return open_bus(f"folder:{settings.bus_dir}", event_bytes_max=settings.event_bytes_max)
+
+
+def offline_of(settings: Settings) -> OfflineStore:
+    """The store of the feature history."""
+    return open_offline(f"{settings.offline_format}:///{quote(str(settings.offline_data_path))}")
+
+
+def dead_letters_of(settings: Settings) -> DeadLetters:
+    """The store of the dead letters: a file in their topic's folder on the bus."""
+    return open_dead_letters(_sqlite(settings.bus_dir / settings.topic_dlq / "deadletters.db"))
+
+
+def features_of(settings: Settings, sets: FeatureSets) -> Features | None:
+    """The online store, prepared for the views of the sets; None if ONLINE_STORE=none.
+
+    Raises ConfigError with the command to type if a person must apply the views first.
+    """
+    if settings.online_store == "none":
+        return None
+    features = open_features(f"feast:{settings.feast_repo_path}")
+    features.prepare(views_of(sets))
+    return features
+
+
+def identity_of(settings: Settings, sets: FeatureSets) -> dict[str, object]:
+    """What a recovery folder belongs to: with anything of this changed its state would be wrong."""
+    return {
+        "flow": FLOW,
+        "TOPIC_SIGNALS": settings.topic_signals,
+        "SIGNAL_SHARDS": settings.signal_shards,
+        "WATERMARK_SECONDS": settings.watermark_seconds,
+        "slots": SLOTS,
+        "writers": OFFLINE_WRITERS,
+        "feature set": {f"`{s.name}` version {s.version}": asdict(s) for s in sets.sets},
+    }
+
+
+def signal_plan(settings: Settings, sets: FeatureSets, engine: Engine) -> SignalPlan:
+    """Open everything that the signal path is made of."""
+    source = SourcePlan(
+        bus=bus_of(settings),
+        topic=settings.topic_signals,
+        sets=sets,
+        bound_us=settings.watermark_us,
+        idle_s=settings.watermark_idle_seconds if settings.bus_follow else 0.0,
+        batch_size=settings.stream_batch_size,
+        event_bytes_max=settings.event_bytes_max,
+        follow=settings.bus_follow,
+        stop=STOP,
+        epoch_s=engine.epoch_s if engine.workers > 1 else None,
+    )
+    return SignalPlan(
+        source=source,
+        shards=settings.signal_shards,
+        topic_late=settings.topic_late,
+        offline=offline_of(settings),
+        features=features_of(settings, sets),
+        dead_letters=dead_letters_of(settings),
+        lineage=engine.lineage,
+        durable=engine.durable,
+        staged=settings.exactly_once_sink,
+    )
+
+
+def _sqlite(path: Path) -> str:
+    return f"sqlite:///{path}"

@@ -1,0 +1,172 @@
+"""Where stores meet Bytewax: each writer as a sink with snapshots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
+
+from stores.writers import LogWriter, OfflineWriter, OnlineWriter, Rows
+
+if TYPE_CHECKING:
+    from operators.records import DeadLetter
+    from stores.deadletters.port import DeadLetters
+    from stores.features.port import Features, View
+    from stores.offline.port import OfflineStore
+
+Item = TypeVar("Item")
+Taken = TypeVar("Taken", contravariant=True)
+Result = TypeVar("Result")
+Failure = Callable[[str, str, BaseException], None]
+"""Hears (step, part, error) before the error is raised."""
+
+
+class OfflineSink(FixedPartitionedSink[Rows, bytes]):
+    """Feature history from every shard. Exactly once with recovery."""
+
+    def __init__(
+        self, store: OfflineStore, lineage: str, failed: Failure, *, parts: int, durable: bool, staged: bool
+    ) -> None:
+        """parts: writers, fixed for a recovery folder. durable, staged: see OfflineWriter."""
+        self._open = lambda part, resume: OfflineWriter(
+            store, f"{lineage}.{part}", resume, durable=durable, staged=staged
+        )
+        self._failed = failed
+        self._parts = parts
+
+    def list_parts(self) -> list[str]:
+        """The writers."""
+        return [f"w{p}" for p in range(self._parts)]
+
+    def part_fn(self, item_key: str) -> int:
+        """Shard names start with the shard's number."""
+        return int(item_key.partition(".")[0])
+
+    def build_part(self, step_id: str, for_part: str, resume_state: bytes | None) -> StatefulSinkPartition[Rows, bytes]:
+        """Open one writer."""
+        return _Part(step_id, for_part, self._failed, lambda: self._open(for_part, resume_state))
+
+
+class OnlineSink(FixedPartitionedSink[Rows, bytes]):
+    """Online features from every shard, by one writer."""
+
+    def __init__(self, store: Features, views: tuple[View, ...], failed: Failure) -> None:
+        """store: prepared for the views."""
+        self._store = store
+        self._failed = failed
+        self._views = views
+
+    def list_parts(self) -> list[str]:
+        """One writer, so that one connection writes."""
+        return ["online"]
+
+    def part_fn(self, item_key: str) -> int:
+        """All shards go to the one writer."""
+        del item_key
+        return 0
+
+    def build_part(self, step_id: str, for_part: str, resume_state: bytes | None) -> StatefulSinkPartition[Rows, bytes]:
+        """Start the writer."""
+        return _Part(step_id, for_part, self._failed, lambda: OnlineWriter(self._store, self._views, resume_state))
+
+
+class LogSink(FixedPartitionedSink[list[bytes], bytes]):
+    """Messages to one partition of a log. Exactly once with recovery."""
+
+    def __init__(self, append: Callable[[list[bytes], int], int], failed: Failure, *, durable: bool) -> None:
+        """append, durable: see LogWriter."""
+        self._append = append
+        self._failed = failed
+        self._durable = durable
+
+    def list_parts(self) -> list[str]:
+        """One writer: it owns its partition."""
+        return ["log"]
+
+    def part_fn(self, item_key: str) -> int:
+        """Everything goes to the one writer."""
+        del item_key
+        return 0
+
+    def build_part(
+        self, step_id: str, for_part: str, resume_state: bytes | None
+    ) -> StatefulSinkPartition[list[bytes], bytes]:
+        """Open the writer; what its snapshot held is appended first."""
+        writer = lambda: LogWriter(self._append, resume_state, durable=self._durable)  # noqa: E731  # opened by the part
+        return _Part(step_id, for_part, self._failed, writer)
+
+
+class DeadLetterSink(FixedPartitionedSink[list["DeadLetter"], bytes]):
+    """Dead letters to their store at once: a repeat has the same id and changes nothing."""
+
+    def __init__(self, store: DeadLetters, failed: Failure) -> None:
+        """store: see DeadLetters."""
+        self._store = store
+        self._failed = failed
+
+    def list_parts(self) -> list[str]:
+        """One writer."""
+        return ["letters"]
+
+    def part_fn(self, item_key: str) -> int:
+        """Everything goes to the one writer."""
+        del item_key
+        return 0
+
+    def build_part(
+        self, step_id: str, for_part: str, resume_state: bytes | None
+    ) -> StatefulSinkPartition[list[DeadLetter], bytes]:
+        """Nothing to resume: the store is the state."""
+        del resume_state
+        return _Part(step_id, for_part, self._failed, lambda: _DeadLetterWriter(self._store))
+
+
+class _Writer(Protocol[Taken]):
+    """What the three writers have in common."""
+
+    def write(self, value: Taken, /) -> None: ...
+    def snapshot(self) -> bytes: ...
+    def close(self) -> None: ...
+
+
+class _Part(StatefulSinkPartition[Item, bytes], Generic[Item]):
+    """A writer as Bytewax sees it; what it raises is told first, since the engine may swallow it."""
+
+    def __init__(self, step_id: str, part: str, failed: Failure, open_writer: Callable[[], _Writer[Item]]) -> None:
+        self._name = (step_id, part)
+        self._failed = failed
+        self._writer = self._told(open_writer)
+
+    def write_batch(self, values: list[Item]) -> None:
+        for value in values:
+            self._told(lambda value=value: self._writer.write(value))
+
+    def snapshot(self) -> bytes:
+        return self._told(self._writer.snapshot)
+
+    def close(self) -> None:
+        self._told(self._writer.close)
+
+    def _told(self, work: Callable[[], Result]) -> Result:
+        try:
+            return work()
+        except Exception as error:
+            self._failed(*self._name, error)
+            raise
+
+
+class _DeadLetterWriter:
+    """Dead letters to their store at once: the store is the state."""
+
+    def __init__(self, store: DeadLetters) -> None:
+        self._store = store
+
+    def write(self, letters: list[DeadLetter]) -> None:
+        self._store.put(letters)
+
+    def snapshot(self) -> bytes:
+        return b""
+
+    def close(self) -> None:
+        """The store belongs to whoever opened it."""

@@ -1,0 +1,1 @@
+"""What the project measures of itself, beside others, on the same bytes."""
