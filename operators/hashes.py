@@ -29,7 +29,20 @@ def _fmix(k):  # type: ignore[no-untyped-def]  # numba infers the types of compi
 
 
 @njit(inline="always")
-def _word(data, at, count):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+def _finish(h1, h2, length):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    h1 ^= uint64(length)
+    h2 ^= uint64(length)
+    h1 += h2
+    h2 += h1
+    h1 = _fmix(h1)
+    h2 = _fmix(h2)
+    h1 += h2
+    h2 += h1
+    return h1, h2
+
+
+@njit(inline="always")
+def word_at(data, at, count):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     """Little-endian word of `count` (0 to 8) bytes."""
     word = uint64(0)
     for i in range(count):
@@ -44,8 +57,8 @@ def murmur3(data, start, length):  # type: ignore[no-untyped-def]  # numba infer
     h2 = uint64(0)
     blocks = length // 16
     for b in range(blocks):
-        k1 = _word(data, start + 16 * b, 8)
-        k2 = _word(data, start + 16 * b + 8, 8)
+        k1 = word_at(data, start + 16 * b, 8)
+        k2 = word_at(data, start + 16 * b + 8, 8)
         h1 ^= _rotl(k1 * _C1, 31) * _C2
         h1 = (_rotl(h1, 27) + h2) * uint64(5) + uint64(0x52DCE729)
         h2 ^= _rotl(k2 * _C2, 33) * _C1
@@ -53,18 +66,29 @@ def murmur3(data, start, length):  # type: ignore[no-untyped-def]  # numba infer
     tail = start + 16 * blocks
     rest = length - 16 * blocks
     if rest > 8:
-        h2 ^= _rotl(_word(data, tail + 8, rest - 8) * _C2, 33) * _C1
+        h2 ^= _rotl(word_at(data, tail + 8, rest - 8) * _C2, 33) * _C1
     if rest > 0:
-        h1 ^= _rotl(_word(data, tail, min(rest, 8)) * _C1, 31) * _C2
-    h1 ^= uint64(length)
-    h2 ^= uint64(length)
-    h1 += h2
-    h2 += h1
-    h1 = _fmix(h1)
-    h2 = _fmix(h2)
-    h1 += h2
-    h2 += h1
-    return h1, h2
+        h1 ^= _rotl(word_at(data, tail, min(rest, 8)) * _C1, 31) * _C2
+    return _finish(h1, h2, length)
+
+
+@njit(cache=True, nogil=True)
+def murmur3_words(words, length):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    """`murmur3` of the first `length` bytes of little-endian words (uint64); bytes past them must be 0."""
+    h1 = uint64(0)
+    h2 = uint64(0)
+    blocks = length // 16
+    for b in range(blocks):
+        h1 ^= _rotl(words[2 * b] * _C1, 31) * _C2
+        h1 = (_rotl(h1, 27) + h2) * uint64(5) + uint64(0x52DCE729)
+        h2 ^= _rotl(words[2 * b + 1] * _C2, 33) * _C1
+        h2 = (_rotl(h2, 31) + h1) * uint64(5) + uint64(0x38495AB5)
+    rest = length - 16 * blocks
+    if rest > 8:
+        h2 ^= _rotl(words[2 * blocks + 1] * _C2, 33) * _C1
+    if rest > 0:
+        h1 ^= _rotl(words[2 * blocks] * _C1, 31) * _C2
+    return _finish(h1, h2, length)
 
 
 def murmur3_bytes(data: bytes) -> bytes:

@@ -55,95 +55,95 @@ def decay(elapsed_us, halflife_us):  # type: ignore[no-untyped-def]  # numba inf
 
 
 @njit(inline="always")
-def ew_update(s, x, elapsed_us, halflife_us):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
-    """Take one value into the EW state `s` (float64 (9,))."""
-    weight = s[WEIGHT]
-    s[LAST] = x
+def ew_update(ew, r, x, elapsed_us, halflife_us):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    """Take one value into the EW state `ew[r]`."""
+    weight = ew[r, WEIGHT]
+    ew[r, LAST] = x
     if weight == 0.0:
-        s[WEIGHT] = 1.0
-        s[MEAN] = x
+        ew[r, WEIGHT] = 1.0
+        ew[r, MEAN] = x
         return
     factor = decay(elapsed_us, halflife_us)
-    delta = (x - s[MEAN]) - s[MEAN_LOW]
-    s[DELTA] = delta
-    s[PRIOR_NUM] = s[EW_SPREAD] * weight
-    s[PRIOR_DEN] = s[PAIRS]
+    delta = (x - ew[r, MEAN]) - ew[r, MEAN_LOW]
+    ew[r, DELTA] = delta
+    ew[r, PRIOR_NUM] = ew[r, EW_SPREAD] * weight
+    ew[r, PRIOR_DEN] = ew[r, PAIRS]
     if factor == 0.0:
-        s[WEIGHT] = 1.0
-        s[PAIRS] = 0.0
-        s[MEAN] = x
-        s[MEAN_LOW] = 0.0
-        s[EW_SPREAD] = 0.0
+        ew[r, WEIGHT] = 1.0
+        ew[r, PAIRS] = 0.0
+        ew[r, MEAN] = x
+        ew[r, MEAN_LOW] = 0.0
+        ew[r, EW_SPREAD] = 0.0
         return
     old = weight * factor
-    s[PAIRS] = s[PAIRS] * factor * factor + 2.0 * old
+    ew[r, PAIRS] = ew[r, PAIRS] * factor * factor + 2.0 * old
     weight = old + 1.0
-    s[WEIGHT] = weight
+    ew[r, WEIGHT] = weight
     step = delta / weight
-    s[EW_SPREAD] = s[EW_SPREAD] * factor + delta * (delta - step)
-    low = s[MEAN_LOW] + step
-    high = s[MEAN] + low
-    part = high - s[MEAN]
-    s[MEAN_LOW] = (s[MEAN] - (high - part)) + (low - part)
-    s[MEAN] = high
+    ew[r, EW_SPREAD] = ew[r, EW_SPREAD] * factor + delta * (delta - step)
+    low = ew[r, MEAN_LOW] + step
+    high = ew[r, MEAN] + low
+    part = high - ew[r, MEAN]
+    ew[r, MEAN_LOW] = (ew[r, MEAN] - (high - part)) + (low - part)
+    ew[r, MEAN] = high
 
 
 @njit(inline="always")
-def pane_update(p, x):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
-    """Take one value into the pane `p` (float64 (8,))."""
-    count = p[COUNT] + 1.0
-    p[COUNT] = count
+def pane_update(panes, r, x):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    """Take one value into the pane `panes[r]`."""
+    count = panes[r, COUNT] + 1.0
+    panes[r, COUNT] = count
     if count == 1.0:
-        p[FIRST] = x
-        p[SHIFTED_MEAN] = 0.0
-        p[SPREAD] = 0.0
-        p[SUM] = x
-        p[SUM_LOW] = 0.0
-        p[LOWEST] = x
-        p[HIGHEST] = x
+        panes[r, FIRST] = x
+        panes[r, SHIFTED_MEAN] = 0.0
+        panes[r, SPREAD] = 0.0
+        panes[r, SUM] = x
+        panes[r, SUM_LOW] = 0.0
+        panes[r, LOWEST] = x
+        panes[r, HIGHEST] = x
         return
-    shifted = x - p[FIRST]
-    delta = shifted - p[SHIFTED_MEAN]
+    shifted = x - panes[r, FIRST]
+    delta = shifted - panes[r, SHIFTED_MEAN]
     step = delta / count
-    p[SHIFTED_MEAN] += step
-    p[SPREAD] += delta * (delta - step)
-    total = p[SUM]
+    panes[r, SHIFTED_MEAN] += step
+    panes[r, SPREAD] += delta * (delta - step)
+    total = panes[r, SUM]
     added = total + x
     if abs(total) >= abs(x):
-        p[SUM_LOW] += (total - added) + x
+        panes[r, SUM_LOW] += (total - added) + x
     else:
-        p[SUM_LOW] += (x - added) + total
-    p[SUM] = added
-    if x < p[LOWEST]:
-        p[LOWEST] = x
-    if x > p[HIGHEST]:
-        p[HIGHEST] = x
+        panes[r, SUM_LOW] += (x - added) + total
+    panes[r, SUM] = added
+    if x < panes[r, LOWEST]:
+        panes[r, LOWEST] = x
+    if x > panes[r, HIGHEST]:
+        panes[r, HIGHEST] = x
 
 
 @njit(inline="always")
-def pane_join(p, q):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
-    """Join the later pane `q`, not empty, into the earlier pane `p`."""
-    if p[COUNT] == 0.0:
+def pane_join(window, f, panes, r):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    """Join the later pane `panes[r]`, not empty, into the earlier `window[f]`."""
+    if window[f, COUNT] == 0.0:
         for i in range(PANE):
-            p[i] = q[i]
+            window[f, i] = panes[r, i]
         return
-    mine = p[COUNT]
-    theirs = q[COUNT]
+    mine = window[f, COUNT]
+    theirs = panes[r, COUNT]
     count = mine + theirs
-    delta = (q[FIRST] - p[FIRST]) + (q[SHIFTED_MEAN] - p[SHIFTED_MEAN])
-    p[SHIFTED_MEAN] += delta * (theirs / count)
-    p[SPREAD] += q[SPREAD] + delta * delta * (mine * theirs / count)
-    p[COUNT] = count
-    total = p[SUM]
-    other = q[SUM]
+    delta = (panes[r, FIRST] - window[f, FIRST]) + (panes[r, SHIFTED_MEAN] - window[f, SHIFTED_MEAN])
+    window[f, SHIFTED_MEAN] += delta * (theirs / count)
+    window[f, SPREAD] += panes[r, SPREAD] + delta * delta * (mine * theirs / count)
+    window[f, COUNT] = count
+    total = window[f, SUM]
+    other = panes[r, SUM]
     added = total + other
     if abs(total) >= abs(other):
-        p[SUM_LOW] += ((total - added) + other) + q[SUM_LOW]
+        window[f, SUM_LOW] += ((total - added) + other) + panes[r, SUM_LOW]
     else:
-        p[SUM_LOW] += ((other - added) + total) + q[SUM_LOW]
-    p[SUM] = added
-    p[LOWEST] = min(p[LOWEST], q[LOWEST])
-    p[HIGHEST] = max(p[HIGHEST], q[HIGHEST])
+        window[f, SUM_LOW] += ((other - added) + total) + panes[r, SUM_LOW]
+    window[f, SUM] = added
+    window[f, LOWEST] = min(window[f, LOWEST], panes[r, LOWEST])
+    window[f, HIGHEST] = max(window[f, HIGHEST], panes[r, HIGHEST])
 
 
 @njit(inline="always")
@@ -153,25 +153,25 @@ def _finite(x):  # type: ignore[no-untyped-def]  # numba infers the types of com
 
 
 @njit(inline="always")
-def statistics(p, s, out):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
-    """Write the 11 statistics of a window `p` whose last event left the EW state `s` to `out`."""
-    count = p[COUNT]
-    out[0] = count
+def statistics(panes, r, ew, s, out, row, at):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    """Write the 11 statistics of the window `panes[r]`, whose last event left the EW state `ew[s]`, to `out[row, at:]`."""
+    count = panes[r, COUNT]
+    out[row, at] = count
     if count == 0.0:
         for i in range(1, STATISTICS_COUNT):
-            out[i] = np.nan
+            out[row, at + i] = np.nan
         return
-    total = p[SUM] + p[SUM_LOW]
-    out[1] = _finite(total)
-    out[2] = _finite(total / count)
-    out[3] = _finite(np.sqrt(p[SPREAD] / (count - 1.0))) if count > 1.0 else np.nan
-    out[4] = p[LOWEST]
-    out[5] = p[HIGHEST]
-    out[6] = p[FIRST]
-    out[7] = s[LAST]
-    out[8] = _finite(s[MEAN] + s[MEAN_LOW])
-    out[9] = _finite(np.sqrt(s[EW_SPREAD] * s[WEIGHT] / s[PAIRS])) if s[PAIRS] > 0.0 else np.nan
-    if s[PRIOR_DEN] > 0.0 and s[PRIOR_NUM] > 0.0:
-        out[10] = _finite(s[DELTA] / np.sqrt(s[PRIOR_NUM] / s[PRIOR_DEN]))
+    total = panes[r, SUM] + panes[r, SUM_LOW]
+    out[row, at + 1] = _finite(total)
+    out[row, at + 2] = _finite(total / count)
+    out[row, at + 3] = _finite(np.sqrt(panes[r, SPREAD] / (count - 1.0))) if count > 1.0 else np.nan
+    out[row, at + 4] = panes[r, LOWEST]
+    out[row, at + 5] = panes[r, HIGHEST]
+    out[row, at + 6] = panes[r, FIRST]
+    out[row, at + 7] = ew[s, LAST]
+    out[row, at + 8] = _finite(ew[s, MEAN] + ew[s, MEAN_LOW])
+    out[row, at + 9] = _finite(np.sqrt(ew[s, EW_SPREAD] * ew[s, WEIGHT] / ew[s, PAIRS])) if ew[s, PAIRS] > 0.0 else np.nan
+    if ew[s, PRIOR_DEN] > 0.0 and ew[s, PRIOR_NUM] > 0.0:
+        out[row, at + 10] = _finite(ew[s, DELTA] / np.sqrt(ew[s, PRIOR_NUM] / ew[s, PRIOR_DEN]))
     else:
-        out[10] = np.nan
+        out[row, at + 10] = np.nan

@@ -7,12 +7,13 @@ Times are int64 microseconds since the Unix epoch, UTC. A null value is NaN insi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from operators.feature_sets import FeatureSet
+from operators.feature_sets import SETS_MAX, FeatureSet
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 
@@ -117,7 +118,8 @@ class RowBlock:
     set_index, spec_index: into FeatureSets.sets and FeatureSet.windows.
     entity_data, entity_offsets: as in SignalBatch.
     window_start, event_time: int64 (n,); event_time is the window's end.
-    values: float64 (n, fields * 11), all statistics field by field; NaN is null.
+    values: float64 (columns, n), one line a column of FeatureSet.columns; NaN is null.
+    valid: uint8 (columns, n / 8 rounded up), bit i of a line is set if value i is not null (LSB first).
     content_hash: uint8 (n, 16).
     """
 
@@ -128,6 +130,7 @@ class RowBlock:
     window_start: NDArray[np.int64]
     event_time: NDArray[np.int64]
     values: NDArray[np.float64]
+    valid: NDArray[np.uint8]
     content_hash: NDArray[np.uint8]
 
     def __len__(self) -> int:
@@ -155,6 +158,7 @@ class DeadLetter:
     trace_id: str | None = None
 
 
+@lru_cache(maxsize=SETS_MAX)
 def feature_row_schema(feature_set: FeatureSet) -> pa.Schema:
     """Arrow schema of the set's rows in the offline store.
 

@@ -26,9 +26,9 @@ NEVER = np.iinfo(np.int64).max
 class SetState(NamedTuple):
     """State of one feature set for E entities, S window specs, P panes in all and F fields.
 
-    ew: float64 (E, F, 9). ew_time: int64 (E, F). panes: float64 (E, P, F, 8).
-    pane_events: int64 (E, P), events in the pane whatever their fields. head: int64 (E, S, 3).
-    next_end: int64 (E,), end of the entity's window that closes next, or NEVER.
+    Flat, so that the loops make no views: ew float64 (E * F, 9); ew_time int64 (E * F,); panes float64
+    (E * P * F, 8); pane_events int64 (E * P,), events in the pane whatever their fields; head int64
+    (E * S, 3); next_end int64 (E,), end of the entity's window that closes next, or NEVER.
     """
 
     ew: NDArray[np.float64]
@@ -44,6 +44,7 @@ class SetPlan(NamedTuple):
 
     size, slide, panes, base, session: int64 (S,); base is the spec's first pane, session is 0 or 1.
     field: int64 (F,), column of the set's field among the decoded ones. bit: of the set in `sets`.
+    panes_all: P, the panes of all specs.
     """
 
     size: NDArray[np.int64]
@@ -54,6 +55,7 @@ class SetPlan(NamedTuple):
     field: NDArray[np.int64]
     bit: int
     halflife_us: float
+    panes_all: int
 
 
 class Ordered(NamedTuple):
@@ -78,59 +80,76 @@ class RowBuffer(NamedTuple):
 
 
 @njit(inline="always")
-def _emit(state, e, window, rows, count, spec, start, end):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
-    """Write one row from the joined panes `window` (float64 (F, 8))."""
-    place = rows.place[count]
-    place[ROW_ENTITY] = e
-    place[ROW_SPEC] = spec
-    place[ROW_START] = start
-    place[ROW_END] = end
-    out = rows.values[count]
-    for f in range(window.shape[0]):
-        statistics(window[f], state.ew[e, f], out[f * STATISTICS_COUNT : (f + 1) * STATISTICS_COUNT])
+def _pane_row(plan, e, slot):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    """Row in `panes` of the first field of an entity's pane; the other fields follow."""
+    return (e * plan.panes_all + slot) * plan.field.shape[0]
+
+
+@njit(inline="always")
+def _emit(state, plan, e, panes, first, rows, count, spec, start, end):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    """Write one row from the window whose fields stand in `panes` from row `first` on."""
+    rows.place[count, ROW_ENTITY] = e
+    rows.place[count, ROW_SPEC] = spec
+    rows.place[count, ROW_START] = start
+    rows.place[count, ROW_END] = end
+    fields = plan.field.shape[0]
+    for f in range(fields):
+        statistics(panes, first + f, state.ew, e * fields + f, rows.values, count, f * STATISTICS_COUNT)
     return count + 1
 
 
 @njit
 def _close_session(state, plan, e, spec, until, rows, count):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
-    head = state.head[e, spec]
-    end = head[NEWEST] + plan.size[spec]
-    if head[OPEN] == 0 or end > until:
+    h = e * plan.size.shape[0] + spec
+    end = state.head[h, NEWEST] + plan.size[spec]
+    if state.head[h, OPEN] == 0 or end > until:
         return count
-    pane = plan.base[spec]
-    count = _emit(state, e, state.panes[e, pane], rows, count, spec, head[NEXT], end)
-    state.panes[e, pane, :, COUNT] = 0.0
-    head[OPEN] = 0
+    pane = _pane_row(plan, e, plan.base[spec])
+    count = _emit(state, plan, e, state.panes, pane, rows, count, spec, state.head[h, NEXT], end)
+    for f in range(plan.field.shape[0]):
+        state.panes[pane + f, COUNT] = 0.0
+    state.head[h, OPEN] = 0
     return count
 
 
 @njit
+def _join_panes(state, plan, e, spec, oldest, last, window):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    """Join the panes of a sliding window into `window` (float64 (F, 8)); return its events."""
+    panes = plan.panes[spec]
+    fields = plan.field.shape[0]
+    window[:, COUNT] = 0.0
+    events = 0
+    for pane in range(oldest, last + 1):
+        slot = plan.base[spec] + pane % panes
+        events += state.pane_events[e * plan.panes_all + slot]
+        first = _pane_row(plan, e, slot)
+        for f in range(fields):
+            if state.panes[first + f, COUNT] > 0.0:
+                pane_join(window, f, state.panes, first + f)
+    return events
+
+
+@njit
 def _close_sliding(state, plan, e, spec, until, rows, count, window):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
-    head = state.head[e, spec]
+    h = e * plan.size.shape[0] + spec
     slide = plan.slide[spec]
     panes = plan.panes[spec]
-    base = plan.base[spec]
-    while head[OPEN] == 1 and (head[NEXT] + 1) * slide <= until:
-        last = head[NEXT]
+    while state.head[h, OPEN] == 1 and (state.head[h, NEXT] + 1) * slide <= until:
+        last = state.head[h, NEXT]
         oldest = last - panes + 1
+        slot = plan.base[spec] + oldest % panes
+        first = _pane_row(plan, e, slot)
+        end = (last + 1) * slide
         if panes == 1:
-            count = _emit(state, e, state.panes[e, base], rows, count, spec, last * slide, (last + 1) * slide)
-        else:
-            window[:, COUNT] = 0.0
-            events = 0
-            for pane in range(oldest, last + 1):
-                slot = base + pane % panes
-                events += state.pane_events[e, slot]
-                for f in range(window.shape[0]):
-                    if state.panes[e, slot, f, COUNT] > 0.0:
-                        pane_join(window[f], state.panes[e, slot, f])
-            if events > 0:
-                count = _emit(state, e, window, rows, count, spec, oldest * slide, (last + 1) * slide)
-        state.panes[e, base + oldest % panes, :, COUNT] = 0.0
-        state.pane_events[e, base + oldest % panes] = 0
-        head[NEXT] = last + 1
-        if last + 1 > head[NEWEST] + panes - 1:
-            head[OPEN] = 0
+            count = _emit(state, plan, e, state.panes, first, rows, count, spec, oldest * slide, end)
+        elif _join_panes(state, plan, e, spec, oldest, last, window) > 0:
+            count = _emit(state, plan, e, window, 0, rows, count, spec, oldest * slide, end)
+        for f in range(plan.field.shape[0]):
+            state.panes[first + f, COUNT] = 0.0
+        state.pane_events[e * plan.panes_all + slot] = 0
+        state.head[h, NEXT] = last + 1
+        if last + 1 > state.head[h, NEWEST] + panes - 1:
+            state.head[h, OPEN] = 0
     return count
 
 
@@ -138,14 +157,16 @@ def _close_sliding(state, plan, e, spec, until, rows, count, window):  # type: i
 def _close(state, plan, e, until, rows, count, window):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     """Close the entity's windows with end <= until, spec by spec, and note what closes next."""
     upcoming = NEVER
-    for spec in range(plan.size.shape[0]):
+    specs = plan.size.shape[0]
+    for spec in range(specs):
+        h = e * specs + spec
         if plan.session[spec] == 1:
             count = _close_session(state, plan, e, spec, until, rows, count)
-            end = state.head[e, spec, NEWEST] + plan.size[spec]
+            end = state.head[h, NEWEST] + plan.size[spec]
         else:
             count = _close_sliding(state, plan, e, spec, until, rows, count, window)
-            end = (state.head[e, spec, NEXT] + 1) * plan.slide[spec]
-        if state.head[e, spec, OPEN] == 1:
+            end = (state.head[h, NEXT] + 1) * plan.slide[spec]
+        if state.head[h, OPEN] == 1:
             upcoming = min(upcoming, end)
     state.next_end[e] = upcoming
     return count
@@ -155,44 +176,47 @@ def _close(state, plan, e, until, rows, count, window):  # type: ignore[no-untyp
 def _open(state, plan, e, t, slots):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     """Give an event at `t` its pane in every spec; windows that end by `t` are closed already."""
     upcoming = NEVER
-    for spec in range(plan.size.shape[0]):
-        head = state.head[e, spec]
-        slots[spec] = plan.base[spec]
+    specs = plan.size.shape[0]
+    for spec in range(specs):
+        h = e * specs + spec
+        closed = state.head[h, OPEN] == 0
+        slot = plan.base[spec]
         if plan.session[spec] == 1:
-            if head[OPEN] == 0:
-                head[OPEN] = 1
-                head[NEXT] = t
-            head[NEWEST] = t
+            if closed:
+                state.head[h, NEXT] = t
+            state.head[h, NEWEST] = t
             end = t + plan.size[spec]
         else:
             slide = plan.slide[spec]
-            pane = head[NEWEST]
-            if head[OPEN] == 0 or t - pane * slide >= slide:
+            pane = state.head[h, NEWEST]
+            if closed or t - pane * slide >= slide:
                 pane = t // slide
-            if head[OPEN] == 0:
-                head[OPEN] = 1
-                head[NEXT] = pane
-            head[NEWEST] = pane
+            if closed:
+                state.head[h, NEXT] = pane
+            state.head[h, NEWEST] = pane
             if plan.panes[spec] > 1:
-                slots[spec] += pane % plan.panes[spec]
-                state.pane_events[e, slots[spec]] += 1
-            end = (head[NEXT] + 1) * slide
+                slot += pane % plan.panes[spec]
+                state.pane_events[e * plan.panes_all + slot] += 1
+            end = (state.head[h, NEXT] + 1) * slide
+        state.head[h, OPEN] = 1
+        slots[spec] = _pane_row(plan, e, slot)
         upcoming = min(upcoming, end)
     state.next_end[e] = upcoming
 
 
 @njit(inline="always")
-def _take(state, plan, e, t, values, slots):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
-    """Take one event's values into the panes and the EW state."""
-    specs = plan.size.shape[0]
-    for f in range(plan.field.shape[0]):
-        x = values[plan.field[f]]
+def _take(state, plan, e, t, values, i, slots):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    """Take the values of event `i` into the panes and the EW state."""
+    fields = plan.field.shape[0]
+    for f in range(fields):
+        x = values[i, plan.field[f]]
         if x != x:  # noqa: PLR0124  # NaN, the null of these columns
             continue
-        for spec in range(specs):
-            pane_update(state.panes[e, slots[spec], f], x)
-        ew_update(state.ew[e, f], x, t - state.ew_time[e, f], plan.halflife_us)
-        state.ew_time[e, f] = t
+        for spec in range(slots.shape[0]):
+            pane_update(state.panes, slots[spec] + f, x)
+        r = e * fields + f
+        ew_update(state.ew, r, x, t - state.ew_time[r], plan.halflife_us)
+        state.ew_time[r] = t
 
 
 @njit
@@ -230,7 +254,7 @@ def apply_events(state, plan, events, rows, group):  # type: ignore[no-untyped-d
             if state.next_end[e] <= t:
                 count = _close(state, plan, e, t, rows, count, window)
             _open(state, plan, e, t, slots)
-            _take(state, plan, e, t, events.values[i], slots)
+            _take(state, plan, e, t, events.values, i, slots)
         group += 1
     return group, count, need
 

@@ -17,7 +17,7 @@ from operators.kernels import EW, PANE, STATISTICS_COUNT
 from operators.order import Pending, concatenate, cut, in_order
 from operators.packing import pack, unpack
 from operators.records import END_OF_TIME, NO_WATERMARK, RowBlock, SignalBatch
-from operators.rows import hash_header, hash_rows
+from operators.rows import finish_rows, hash_header
 from operators.shard import take
 from operators.watermark import ShardWatermark, Status, Tick
 from operators.window_loops import (
@@ -164,8 +164,9 @@ class Shard:
         arrays: dict[str, NDArray[np.generic]] = {"data": data, "offsets": offsets, "hashes": hashes}
         arrays |= {f"pending.{name}": column for name, column in pending._asdict().items()}
         for index, each in enumerate(self._sets):
-            trimmed = {n: c[: self._entities.count] for n, c in each.state._asdict().items()}
-            arrays |= {f"{index}.{name}": column for name, column in trimmed.items()}
+            rows = _rows_each(each.plan)
+            for name, column, per_entity in zip(SetState._fields, each.state, rows, strict=True):
+                arrays[f"{index}.{name}"] = column[: int(per_entity) * self._entities.count]
         counts = self.counts
         meta = {
             "counts": [counts.used, counts.duplicate, counts.conflict, counts.late, counts.rows],
@@ -285,11 +286,8 @@ class Shard:
                 continue
             entity = self._entities.gather(place[at, ROW_ENTITY])
             start, end = place[at, ROW_START], place[at, ROW_END]
-            values = room.values[at]
-            if len(each.columns) < values.shape[1]:
-                values = np.ascontiguousarray(values[:, each.columns])
-            hashes = hash_rows(each.headers[spec], entity, start, end, values)
-            yield RowBlock(index, spec, *entity, start, end, values, hashes)
+            hashes, values, valid = finish_rows(each.headers[spec], entity, start, end, room.values, at, each.columns)
+            yield RowBlock(index, spec, *entity, start, end, values, valid, hashes)
 
     def _first_end(self, t: int) -> int:
         """The earliest end of any window that an event at `t` can belong to."""
@@ -339,6 +337,7 @@ def _new_set(declared: FeatureSet, index: int, fields: tuple[str, ...]) -> _Set:
         field=np.array([fields.index(f) for f in declared.fields], np.int64),
         bit=index,
         halflife_us=float(declared.halflife_us),
+        panes_all=int(panes.sum()),
     )
     chosen = [STATISTICS.index(s) for s in declared.statistics]
     columns = [f * STATISTICS_COUNT + s for f in range(len(declared.fields)) for s in chosen]
@@ -346,15 +345,21 @@ def _new_set(declared: FeatureSet, index: int, fields: tuple[str, ...]) -> _Set:
     return _Set(declared, plan, _empty_state(plan, 0), np.array(columns, np.int64), headers)
 
 
+def _rows_each(plan: SetPlan) -> SetState:
+    """Rows of each array of a SetState that one entity takes."""
+    fields, specs = len(plan.field), len(plan.size)
+    return SetState(fields, fields, plan.panes_all * fields, plan.panes_all, specs, 1)  # type: ignore[arg-type]  # numbers, not arrays
+
+
 def _empty_state(plan: SetPlan, entities: int) -> SetState:
-    fields, specs, panes = len(plan.field), len(plan.size), int(plan.panes.sum())
+    ew, ew_time, panes, pane_events, head, next_end = (int(r) * entities for r in _rows_each(plan))
     return SetState(
-        ew=np.zeros((entities, fields, EW)),
-        ew_time=np.zeros((entities, fields), np.int64),
-        panes=np.zeros((entities, panes, fields, PANE)),
-        pane_events=np.zeros((entities, panes), np.int64),
-        head=np.zeros((entities, specs, HEAD), np.int64),
-        next_end=np.full(entities, NEVER, np.int64),
+        ew=np.zeros((ew, EW)),
+        ew_time=np.zeros(ew_time, np.int64),
+        panes=np.zeros((panes, PANE)),
+        pane_events=np.zeros(pane_events, np.int64),
+        head=np.zeros((head, HEAD), np.int64),
+        next_end=np.full(next_end, NEVER, np.int64),
     )
 
 
