@@ -21,7 +21,7 @@ from operators.rows import by_date, to_table
 from operators.shard import split
 from operators.watermark import Status
 from operators.windows import Shard
-from stores.offline.port import PartitionKey, Withheld
+from stores.offline.port import BATCH_PART, PartitionKey, Withheld
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -106,7 +106,7 @@ def find_inputs(patterns: Sequence[str]) -> list[Path]:
     """
     found: set[Path] = set()
     for pattern in patterns:
-        files = [Path(p) for p in glob.glob(pattern, recursive=True) if Path(p).is_file()]
+        files = [Path(p).absolute() for p in glob.glob(pattern, recursive=True) if Path(p).is_file()]  # noqa: PTH207  # takes absolute patterns too
         if not files:
             raise ConfigError(f"no file matches `{pattern}`; put the pattern in quotes, as 'folder/*.jsonl'")
         found.update(files)
@@ -118,9 +118,7 @@ def find_inputs(patterns: Sequence[str]) -> list[Path]:
     return sorted(found)
 
 
-def run_batch(
-    plan: BatchPlan, paths: Sequence[Path], progress: Callable[[int], None]
-) -> tuple[Summary, Withheld]:
+def run_batch(plan: BatchPlan, paths: Sequence[Path], progress: Callable[[int], None]) -> tuple[Summary, Withheld]:
     """Compute the features of complete files, each a partition, and add the rows that are missing.
 
     All rows become visible at the end, or none. Rows that the store has already stay as they are and
@@ -130,7 +128,7 @@ def run_batch(
     feeds = [_Feed(p, open_input(p, plan.event_bytes_max), Intake(p.stem, decoder, plan.bound_us)) for p in paths]
     known = tuple(sorted(f.intake.partition for f in feeds))
     shards = [Shard(plan.sets) for _ in range(plan.shards)]
-    output = _Output(plan.offline, f"{uuid.uuid4().hex[:8]}.batch")
+    output = _Output(plan.offline, f"{uuid.uuid4().hex[:8]}.{BATCH_PART}")
     try:
         while any(not f.ended for f in feeds):
             feed = min((f for f in feeds if not f.ended), key=lambda f: (f.intake.newest, f.intake.partition))

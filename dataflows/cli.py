@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import click
 import orjson
 import typer
 
@@ -15,57 +15,117 @@ from operators.errors import ConfigError, HeadraceError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-app = typer.Typer(
-    name="headrace",
-    help="Raw signals → windowed features, live and in batch, the same to the bit.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
+
+def _help_if_alone(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
+
+
+def _group(help_text: str) -> typer.Typer:
+    """A group of commands that shows its help if none of them is named."""
+    return typer.Typer(
+        help=help_text,
+        callback=_help_if_alone,
+        invoke_without_command=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
+
+
+app = _group(
+    "Raw signals → windowed features, live and in batch, the same to the bit.\n\n"
+    "Settings are environment variables; without any, everything stands in the folder ./data. README.md lists them."
+    " Exit codes: 0 done, 1 failed, 2 bad use or settings."
 )
-backfill = typer.Typer(help="Compute history from files that are complete.", no_args_is_help=True)
-dlq = typer.Typer(help="Dead letters: rejected inputs, to look at and send again.", no_args_is_help=True)
-late = typer.Typer(help="Late events: what came after its watermark.", no_args_is_help=True)
+backfill = _group("Compute history from complete files.")
+dlq = _group("Look at refused inputs, replay or drop them.")
+late = _group("Look at events that came after their watermark.")
 app.add_typer(backfill, name="backfill")
 app.add_typer(dlq, name="dlq")
 app.add_typer(late, name="late")
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout, and nothing else there.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON objects on stdout, one a line, and nothing else there.")]
+Limit = Annotated[int, typer.Option(metavar="N", min=1, help="Show at most so many.")]
+Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Which ones, as `headrace dlq list` shows them.")]
+All = Annotated[bool, typer.Option("--all", help="All of them.")]
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command and return its exit code; an error is one sentence on stderr."""
+    """Run one command and return its exit code; an error is one sentence on stderr, never a traceback."""
     try:
-        result = app(list(arguments), standalone_mode=False)
-    except click.exceptions.Exit as done:
-        return done.exit_code
-    except click.ClickException as error:
-        error.show(sys.stderr)
-        return 2
-    except (click.Abort, KeyboardInterrupt):
+        result = app(list(arguments), prog_name="headrace", standalone_mode=False)
+    except typer.TyperException as error:
+        return _fail(f"{error.format_message().rstrip('.')}; --help shows what there is", 2)
+    except (typer.Abort, KeyboardInterrupt):
         return 130
     except HeadraceError as error:
-        sys.stderr.write(f"headrace: {error}\n")
-        return 2 if isinstance(error, ConfigError) else 1
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
+        return _fail(str(error), 2 if isinstance(error, ConfigError) else 1)
+    except SystemExit:  # Typer's answer when whoever read stdout has gone
+        return 1
+    except Exception as error:  # noqa: BLE001  # nobody is above: what nobody foresaw ends here, as a sentence
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        text = f"{type(error).__name__}: {error}".partition("\n")[0]
+        return _fail(
+            f"this is a defect of Headrace, please report it: {text} (`{place.filename}` line {place.lineno})", 1
+        )
     return result if isinstance(result, int) else 0
+
+
+def _fail(sentence: str, code: int) -> int:
+    sys.stderr.write(f"headrace: {sentence}\n")
+    return code
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path, typer.Option(help="Folder that everything is written to; emptied first if a demo made it.")
+    ] = Path("data/demo"),
+) -> None:
+    """Show the whole path on real sensor readings.
+
+    Runs them live and as batch, compares both bit for bit, brings features online with Feast, reads them back and
+    draws a picture. Needs no server and no setting.
+    """
+    from dataflows.demo.show import run_demo
+
+    run_demo(out)
 
 
 @app.command()
 def signals(
+    *,
     json: Json = False,
-    process_id: Annotated[int, typer.Option(envvar="BYTEWAX_PROCESS_ID", help="Which process of --addresses this is.")] = 0,
+    process_id: Annotated[
+        int,
+        typer.Option(metavar="N", envvar="BYTEWAX_PROCESS_ID", help="Which of --addresses this process is, from 0."),
+    ] = 0,
     addresses: Annotated[
-        str, typer.Option(envvar="BYTEWAX_ADDRESSES", help="host:port of every process of a cluster, separated by ;")
+        str,
+        typer.Option(metavar="A;B;…", envvar="BYTEWAX_ADDRESSES", help="host:port of every process of a cluster."),
     ] = "",
 ) -> None:
-    """Run the signal path: from the bus to the feature history and the online store.
+    """Run the signal path: bus → features, offline and online.
 
-    Runs until SIGTERM or Ctrl-C, which end it cleanly; with BUS_FOLLOW=0 until the end of the log. What
-    was done is remembered in RECOVERY_DIR: the next run goes on there, also after a crash.
-    """
+    Runs until SIGTERM or Ctrl-C, which end it cleanly; with BUS_FOLLOW=0 until the end of the log, where all
+    windows are closed. What was done is remembered in RECOVERY_DIR: the next run goes on there, also after
+    a crash, and every row is there once. Prints what became of every event.
+
+    \b
+    Settings that matter most (README.md lists all):
+      BUS_DIR                 folder of topics that is read [data/bus]
+      TOPIC_SIGNALS           its topic, a .jsonl file a partition [signals]
+      BUS_FOLLOW              0 = stop at the end of the log [1]
+      WATERMARK_SECONDS       how late an event may come [5]
+      WATERMARK_IDLE_SECONDS  when a silent partition is left out [30]
+      FEATURE_SETS_PATH       what is computed [feature_repo/feature_sets.toml]
+      OFFLINE_DATA_PATH       root of the Parquet rows [data/offline]
+      ONLINE_STORE            feast, or none [feast]
+      RECOVERY_DIR            snapshots, a folder for each flow [data/recovery]
+      STREAM_CONCURRENCY      worker threads [1]
+    """  # noqa: D301  # \b: click leaves these lines as they are
     from dataflows.config import load_settings
     from dataflows.runner import Cluster, run_signals
 
@@ -76,20 +136,36 @@ def signals(
 
 @backfill.command("signals")
 def backfill_signals(
-    input: Annotated[list[str], typer.Option("--input", "-i", help="Files or patterns, .jsonl, .csv or .parquet; each file is a partition.")],
+    patterns: Annotated[
+        list[str],
+        typer.Option(
+            "--input",
+            "-i",
+            metavar="PATTERN",
+            help="Files: .jsonl, .csv or .parquet, each a partition. May be repeated.",
+        ),
+    ],
+    *,
     json: Json = False,
 ) -> None:
-    """Compute features of complete files and add the rows that the history lacks.
+    """Add the rows that the history lacks, from complete files.
 
-    The same operators as live, so the same rows; nothing is written twice, so it is safe to repeat.
-    Late events are counted; rejected ones go to the dead letters. Online features stay as they are:
-    `feast materialize` brings history online.
-    """
+    The same operators as live, so the same rows; what the history holds is not written again, so it is safe to
+    repeat. All rows become visible at the end. Late events are counted; refused ones go to the dead letters.
+    Online features stay as they are: `feast materialize` brings history online.
+
+    \b
+    Quote patterns, so that the shell leaves them alone:
+      headrace backfill signals --input 'history/**/*.parquet'
+
+    CSV and Parquet need the columns entity_id, event_time and sequence, and may have source and trace_id; every
+    other column is a field of the payload.
+    """  # noqa: D301  # \b: click leaves these lines as they are
     from dataflows.batch import find_inputs
     from dataflows.commands import backfill_files
     from dataflows.config import load_settings
 
-    paths = find_inputs(input)
+    paths = find_inputs(patterns)
     done, withheld = backfill_files(load_settings(), paths, quiet=json)
     _print_summary({**done.record(), "repeated": withheld.repeated, "different": withheld.different}, json=json)
     if withheld.different:
@@ -101,10 +177,14 @@ def backfill_signals(
 
 @app.command()
 def features(
-    entity: Annotated[str, typer.Argument(help="The entity_id.")],
+    entity: Annotated[str, typer.Argument(metavar="ENTITY", help="The entity_id.")],
+    *,
     json: Json = False,
 ) -> None:
-    """Show the online features of one entity: the newest row of every view."""
+    """Show the online features of one entity.
+
+    The newest row of every view, as a model would get it. Exit code 1 if there is none.
+    """
     from dataflows.commands import online_rows
     from dataflows.config import load_settings
 
@@ -120,31 +200,25 @@ def features(
 
 
 @app.command()
-def compact(json: Json = False) -> None:
-    """Merge the small files of the feature history; readers see every row once at any moment."""
+def compact(*, json: Json = False) -> None:
+    """Merge small files of the feature history.
+
+    Safe while flows write and others read: every row is visible once at any moment.
+    """
     from dataflows.commands import compact_history
     from dataflows.config import load_settings
 
     _print_summary(compact_history(load_settings(), quiet=json), json=json)
 
 
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option(help="Folder that everything is written to; emptied first if a demo made it.")] = Path("data/demo"),
-) -> None:
-    """Show the whole path on real sensor readings, live and as batch, and draw a picture."""
-    from dataflows.demo.show import run_demo
-
-    run_demo(out)
-
-
 @dlq.command("list")
 def dlq_list(
-    limit: Annotated[int, typer.Option(min=1, help="Show at most so many.")] = 50,
-    reason: Annotated[str | None, typer.Option(help="Only those refused for this reason.")] = None,
+    *,
+    limit: Limit = 50,
+    reason: Annotated[str | None, typer.Option(metavar="WORD", help="Only those refused for this reason.")] = None,
     json: Json = False,
 ) -> None:
-    """List dead letters, oldest first, without their contents."""
+    """List dead letters, oldest first, without contents."""
     from dataflows.commands import letters
     from dataflows.config import load_settings
 
@@ -158,11 +232,20 @@ def dlq_list(
 
 
 @dlq.command("show")
-def dlq_show(letter_id: Annotated[str, typer.Argument(metavar="ID")], json: Json = False) -> None:
-    """Show one dead letter with its original bytes."""
-    from dataflows.commands import letter
+def dlq_show(
+    letter_id: Annotated[str, typer.Argument(metavar="ID", help="Which one, as `headrace dlq list` shows it.")],
+    *,
+    raw: Annotated[bool, typer.Option("--raw", help="Only the original, byte for byte.")] = False,
+    json: Json = False,
+) -> None:
+    """Show one dead letter with its original."""
+    from dataflows.commands import letter, original_of
     from dataflows.config import load_settings
 
+    if raw:
+        sys.stdout.buffer.write(original_of(load_settings(), letter_id))
+        sys.stdout.flush()
+        return
     found = letter(load_settings(), letter_id)
     if json:
         _print_json([found])
@@ -174,39 +257,43 @@ def dlq_show(letter_id: Annotated[str, typer.Argument(metavar="ID")], json: Json
 
 @dlq.command("replay")
 def dlq_replay(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Which ones.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    ids: Ids = None,
+    *,
+    everything: All = False,
     json: Json = False,
 ) -> None:
-    """Put originals back on the signals topic, in a partition of their own, and take them off the list.
+    """Put originals back on the signals topic.
 
+    They are appended to the partition `replayed-0` and taken off the list; the flow reads them like any others.
     What is still bad comes back as a new dead letter.
     """
     from dataflows.commands import replay_letters
     from dataflows.config import load_settings
 
-    _print_summary({"replayed": replay_letters(load_settings(), _some(ids, everything))}, json=json)
+    _print_summary({"replayed": replay_letters(load_settings(), _some(ids, everything=everything))}, json=json)
 
 
 @dlq.command("drop")
 def dlq_drop(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Which ones.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    ids: Ids = None,
+    *,
+    everything: All = False,
     json: Json = False,
 ) -> None:
     """Delete dead letters for good."""
     from dataflows.commands import drop_letters
     from dataflows.config import load_settings
 
-    _print_summary({"dropped": drop_letters(load_settings(), _some(ids, everything))}, json=json)
+    _print_summary({"dropped": drop_letters(load_settings(), _some(ids, everything=everything))}, json=json)
 
 
 @late.command("list")
 def late_list(
-    limit: Annotated[int, typer.Option(min=1, help="Show at most so many.")] = 50,
+    *,
+    limit: Limit = 50,
     json: Json = False,
 ) -> None:
-    """List late events, in the order in which they were set aside, without their contents."""
+    """List late events as they were set aside, without payloads."""
     from dataflows.commands import late_events
     from dataflows.config import load_settings
 
@@ -219,7 +306,7 @@ def late_list(
         show_late(found, total)
 
 
-def _some(ids: list[str] | None, everything: bool) -> list[str] | None:
+def _some(ids: list[str] | None, *, everything: bool) -> list[str] | None:
     """The ids that were named, or None for all. Naming none is no way to mean all."""
     if bool(ids) == everything:
         raise ConfigError("name the IDs that `headrace dlq list` shows, or pass --all, not both")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -13,9 +14,10 @@ from dataflows.batch import BatchPlan, run_batch
 from dataflows.display import progress_bar
 from dataflows.observability.logs import set_up_logs
 from dataflows.wiring import bus_of, dead_letters_of, features_of, offline_of
-from operators.errors import ConfigError
+from operators.errors import ConfigError, CorruptStoreError
 from stores.deadletters.port import LetterFilter
 from stores.features.port import views_of
+from stores.offline.disk import locked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from dataflows.buses.port import Bus
     from dataflows.config import Settings
     from dataflows.summary import Summary
+    from operators.records import DeadLetter
     from stores.deadletters.port import DeadLetters
     from stores.offline.port import Withheld
 
@@ -35,6 +38,7 @@ REPLAY_PARTITION = "replayed-0"
 def backfill_files(settings: Settings, paths: Sequence[Path], *, quiet: bool) -> tuple[Summary, Withheld]:
     """Run the batch over the files with the settings of a live run; see `run_batch`."""
     set_up_logs(settings.log_level, settings.log_format)
+    sets = settings.feature_sets()
     topic_folder = (settings.bus_dir / settings.topic_signals).resolve()
 
     def topic(path: Path) -> str:
@@ -47,7 +51,7 @@ def backfill_files(settings: Settings, paths: Sequence[Path], *, quiet: bool) ->
         progress_bar("backfill", sum(p.stat().st_size for p in paths), quiet=quiet) as progress,
     ):
         plan = BatchPlan(
-            sets=settings.feature_sets(),
+            sets=sets,
             shards=settings.signal_shards,
             bound_us=settings.watermark_us,
             batch_size=settings.stream_batch_size,
@@ -65,7 +69,7 @@ def online_rows(settings: Settings, entity: str) -> list[dict[str, object]]:
         raise ConfigError("ONLINE_STORE is `none`: there are no online features to show; set it to feast")
     sets = settings.feature_sets()
     features = features_of(settings, sets)
-    assert features is not None  # noqa: S101  # ONLINE_STORE is not none
+    assert features is not None  # ONLINE_STORE is not none
     with closing(features):
         rows: list[dict[str, object]] = []
         for view in views_of(sets):
@@ -89,7 +93,7 @@ def compact_history(settings: Settings, *, quiet: bool) -> dict[str, object]:
     from stores.offline.compact import compact
 
     with progress_bar("compact", None, quiet=quiet) as progress:
-        return asdict(compact(settings.offline_data_path, progress=lambda _: progress(1)))
+        return asdict(compact(settings.offline_data_path, progress=lambda _key, _done, _count: progress(1)))
 
 
 def letters(settings: Settings, *, limit: int, reason: str | None) -> tuple[list[dict[str, object]], int]:
@@ -114,26 +118,47 @@ def letters(settings: Settings, *, limit: int, reason: str | None) -> tuple[list
 
 
 def letter(settings: Settings, letter_id: str) -> dict[str, object]:
-    """One dead letter with everything that is known of it; what is not UTF-8 is shown escaped."""
-    with closing(dead_letters_of(settings)) as store:
-        found = store.get(letter_id)
-    if found is None:
-        raise ConfigError(f"there is no dead letter `{letter_id}`; `headrace dlq list` shows the ids")
+    """One dead letter with everything that is known of it.
+
+    original: what is not UTF-8 is shown escaped; original_base64 then holds the bytes, else it is None.
+    """
+    found = _letter(settings, letter_id)
     record = asdict(found)
-    original = record.pop("original")
+    del record["original"]
+    text = found.original.decode("utf-8", "backslashreplace")
+    exact = text.encode() == found.original
     return {
         "id": record.pop("letter_id"),
         "time": _time(record.pop("time_us")),
         **record,
-        "original": original.decode("utf-8", "backslashreplace"),
+        "original": text,
+        "original_base64": None if exact else base64.b64encode(found.original).decode(),
     }
 
 
+def original_of(settings: Settings, letter_id: str) -> bytes:
+    """The bytes that were refused, as they came."""
+    return _letter(settings, letter_id).original
+
+
+def _letter(settings: Settings, letter_id: str) -> DeadLetter:
+    with closing(dead_letters_of(settings)) as store:
+        found = store.get(letter_id)
+    if found is None:
+        raise ConfigError(f"there is no dead letter `{letter_id}`; `headrace dlq list` shows the ids")
+    return found
+
+
 def replay_letters(settings: Settings, ids: Sequence[str] | None) -> int:
-    """Append the originals to a partition of their own of the signals topic, then forget the letters."""
+    """Append the originals to a partition of their own of the signals topic, then forget the letters.
+
+    Killed half-way, some are on the topic and still letters: replaying them again makes duplicates, which
+    the flow drops. Two replays at once wait for each other, since the partition has one writer at a time.
+    """
     bus = bus_of(settings)
     topic = settings.topic_signals
-    with closing(dead_letters_of(settings)) as store:
+    lock = settings.bus_dir / settings.topic_dlq / "replay.lock"
+    with closing(dead_letters_of(settings)) as store, locked(lock):
         done = 0
         for page in _pages(store, ids):
             originals = [found.original for i in page if (found := store.get(i)) is not None]
@@ -149,26 +174,36 @@ def drop_letters(settings: Settings, ids: Sequence[str] | None) -> int:
 
 
 def late_events(settings: Settings, *, limit: int) -> tuple[list[dict[str, object]], int]:
-    """The first late events, without their payloads, and how many there are in all."""
+    """The first late events, without their payloads, and how many there are in all.
+
+    Raises CorruptStoreError if the late topic holds anything else.
+    """
     found: list[dict[str, object]] = []
     total = 0
     for message in _messages(bus_of(settings), settings.topic_late):
         total += 1
         if len(found) < limit:
-            event = orjson.loads(message)
-            signal = event["data"]
-            found.append(
-                {
-                    "id": event["id"],
-                    "reason": event["reason"],
-                    "partition": event["partition"],
-                    "offset": int(event["offset"]),
-                    "entity_id": signal["entity_id"],
-                    "event_time": signal["event_time"],
-                    "sequence": signal["sequence"],
-                }
-            )
+            found.append(_late_event(message, settings.topic_late))
     return found, total
+
+
+def _late_event(message: bytes, topic: str) -> dict[str, object]:
+    try:
+        event = orjson.loads(message)
+        signal = event["data"]
+        return {
+            "id": event["id"],
+            "reason": event["reason"],
+            "partition": event["partition"],
+            "offset": int(event["offset"]),
+            "entity_id": signal["entity_id"],
+            "event_time": signal["event_time"],
+            "sequence": signal["sequence"],
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptStoreError(
+            f"topic `{topic}` holds a message that is no late event; move what others wrote away from it"
+        ) from error
 
 
 def _messages(bus: Bus, topic: str) -> Iterator[bytes]:
@@ -184,7 +219,7 @@ def _pages(store: DeadLetters, ids: Sequence[str] | None) -> Iterator[list[str]]
         missing = [i for i in ids if store.get(i) is None]
         if missing:
             raise ConfigError(f"there is no dead letter `{missing[0]}`; `headrace dlq list` shows the ids")
-        yield list(ids)
+        yield list(dict.fromkeys(ids))
         return
     after: tuple[int, str] | None = None
     while heads := store.list(limit=_PAGE, after=after):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from operators.errors import ConfigError
@@ -21,34 +21,72 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, case_sensitive=False)
 
-    bus_dir: Path = Field(Path("data/bus"), description="Folder bus: one folder a topic, one .jsonl file a partition.")
-    bus_follow: bool = Field(True, description="1 = wait for more; 0 = stop at the end of the log and close all windows.")
+    bus_dir: Path = Field(
+        Path("data/bus"), description="Folder bus: a folder for each topic, in it a .jsonl file for each partition."
+    )
+    bus_follow: bool = Field(
+        True, description="1 = wait for more; 0 = stop at the end of the log and close all windows."
+    )
     topic_signals: str = Field("signals", pattern=_TOPIC, description="Topic that signals are read from.")
     topic_late: str = Field("late", pattern=_TOPIC, description="Topic that late events go to.")
     topic_dlq: str = Field("dlq", pattern=_TOPIC, description="Folder of the bus that keeps the dead letters.")
     stream_concurrency: int = Field(1, ge=1, le=64, description="Worker threads of one process.")
-    stream_batch_size: int = Field(65_536, ge=1, le=1 << 20, description="Events that are read and decoded at once, at most.")
-    event_bytes_max: int = Field(1 << 20, ge=64, le=1 << 26, description="A message of more bytes is a dead letter.")
-    watermark_seconds: float = Field(5.0, ge=0, le=366 * 86_400, description="How much older than the newest an event may be.")
-    watermark_idle_seconds: float = Field(
-        30.0, ge=0, description="A partition at the end of its log for so long is left out of the watermark; 0 = never."
+    stream_batch_size: int = Field(
+        65_536,
+        ge=1,
+        le=1 << 20,
+        description="Events that are read and decoded at once, at most. Changes speed and memory, never a row.",
     )
-    late_event_policy: Literal["drop"] = Field("drop", description="drop = late events go to TOPIC_LATE, counted and replayable.")
-    feature_windows: str | None = Field(None, description="Window specs, comma-separated, in place of those of every feature set.")
+    event_bytes_max: int = Field(
+        1 << 20, ge=64, le=1 << 26, description="A message of more bytes becomes a dead letter unread."
+    )
+    watermark_seconds: float = Field(
+        5.0,
+        ge=0,
+        le=366 * 86_400,
+        description="How much older than the newest event of its partition an event may be before it is late.",
+    )
+    watermark_idle_seconds: float = Field(
+        30.0,
+        ge=0,
+        description="Seconds at the end of its log after which a partition no longer holds others back; 0 = never.",
+    )
+    late_event_policy: Literal["drop"] = Field(
+        "drop", description="drop = late events go to TOPIC_LATE, counted and kept."
+    )
+    feature_windows: str | None = Field(
+        None, description="Window specs, as `5s,1m/10s,session:30s`, in place of those of every feature set."
+    )
     feature_set_version: int | None = Field(None, ge=1, description="Version in place of that of every feature set.")
-    feature_sets_path: Path = Field(Path("feature_repo/feature_sets.toml"), description="What is computed.")
+    feature_sets_path: Path = Field(
+        Path("feature_repo/feature_sets.toml"), description="The feature sets: what is computed."
+    )
     exactly_once_sink: bool = Field(
         True, description="1 = rows are visible once their snapshot is durable; 0 = at once, and again after a crash."
     )
-    signal_shards: int = Field(12, ge=1, le=SHARDS_MAX, description="Shards of entities; fixed for a recovery folder.")
-    offline_data_path: Path = Field(Path("data/offline"), description="Root of the feature history.")
+    signal_shards: int = Field(
+        12, ge=1, le=SHARDS_MAX, description="Parts that entities are spread over; fixed for a recovery folder."
+    )
+    offline_data_path: Path = Field(
+        Path("data/offline"), description="Root of the feature history, Parquet files in hive folders."
+    )
     offline_format: Literal["parquet"] = Field("parquet", description="Format of the feature history.")
-    online_store: Literal["feast", "none"] = Field("feast", description="feast = newest row an entity; none = no online features.")
-    feast_repo_path: Path = Field(Path("feature_repo"), description="Feast repository with feature_store.yaml.")
-    recovery_dir: Path = Field(Path("data/recovery"), description="Snapshots of positions and state: Bytewax's -r.")
+    online_store: Literal["feast", "none"] = Field(
+        "feast", description="feast = the newest row of every entity is served by Feast; none = no online features."
+    )
+    feast_repo_path: Path = Field(
+        Path("feature_repo"), description="Feast repository: the folder of feature_store.yaml."
+    )
+    recovery_dir: Path = Field(
+        Path("data/recovery"), description="Snapshots of positions and state, one folder for each flow: Bytewax's -r."
+    )
     snapshot_seconds: int = Field(10, ge=1, le=3600, description="Whole seconds between two snapshots: Bytewax's -s.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level of the logs on stderr.")
-    log_format: Literal["auto", "json", "console"] = Field("auto", description="auto = console on a terminal, JSON elsewhere.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least level of the logs on stderr."
+    )
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="auto = console on a terminal, JSON elsewhere."
+    )
 
     @field_validator("watermark_seconds", "watermark_idle_seconds")
     @classmethod
@@ -56,6 +94,26 @@ class Settings(BaseSettings):
         if not math.isfinite(value):
             raise ValueError("must be a finite number of seconds")
         return value
+
+    @field_validator("late_event_policy", mode="before")
+    @classmethod
+    def _offered(cls, value: object) -> object:
+        if value in ("hold", "correct"):
+            raise ValueError(f"this version does not know `{value}` yet; `drop` is allowed")
+        return value
+
+    @field_validator("log_level", "log_format", mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _topics_apart(self) -> Self:
+        topics = {"TOPIC_SIGNALS": self.topic_signals, "TOPIC_LATE": self.topic_late, "TOPIC_DLQ": self.topic_dlq}
+        if len(set(topics.values())) < len(topics):
+            said = ", ".join(f"{name} is `{topic}`" for name, topic in topics.items())
+            raise ValueError(f"{said}: they must differ, or the flow would read what it writes")
+        return self
 
     @property
     def watermark_us(self) -> int:
@@ -69,11 +127,24 @@ class Settings(BaseSettings):
         """
         try:
             text = self.feature_sets_path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            message = f"FEATURE_SETS_PATH `{self.feature_sets_path}` cannot be read: {error}"
+        except OSError as error:
+            message = f"FEATURE_SETS_PATH `{self.feature_sets_path}` cannot be read: {error.strerror}"
+            raise ConfigError(message) from error
+        except UnicodeDecodeError as error:
+            message = f"FEATURE_SETS_PATH `{self.feature_sets_path}` is not UTF-8: {error.reason} at byte {error.start}"
             raise ConfigError(message) from error
         where = str(self.feature_sets_path)
         return parse_feature_sets(text, where=where, windows=self.feature_windows, version=self.feature_set_version)
+
+
+def settings_table() -> list[tuple[str, str, str]]:
+    """(name, default, meaning) of every setting as it is written in the environment, in the order of declaration.
+
+    An empty default means: not set.
+    """
+    return [
+        (name.upper(), _written(field.default), str(field.description)) for name, field in Settings.model_fields.items()
+    ]
 
 
 def load_settings(**overrides: object) -> Settings:
@@ -84,8 +155,23 @@ def load_settings(**overrides: object) -> Settings:
     try:
         return Settings(**overrides)  # type: ignore[arg-type]  # pydantic checks the values
     except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(map(str, e['loc'])).upper()} is `{e['input']}`: {e['msg'].removeprefix('Value error, ')}"
-            for e in error.errors()
-        )
+        wrong = "; ".join(_complaint(e["loc"], e["input"], e["msg"]) for e in error.errors())
         raise ConfigError(f"settings are wrong: {wrong}") from error
+
+
+def _complaint(place: tuple[int | str, ...], value: object, message: str) -> str:
+    text = message.removeprefix("Value error, ")
+    text = text[:1].lower() + text[1:] if text.startswith("Input") else text
+    return f"{str(place[0]).upper()} is `{value}`: {text}" if place else text
+
+
+def _written(default: object) -> str:
+    match default:
+        case None:
+            return ""
+        case bool():
+            return str(int(default))
+        case float():
+            return f"{default:g}"
+        case _:
+            return str(default)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -19,10 +20,16 @@ _MEANING = {
     "conflict": "same key, other content: the last one won",
     "late": "below their watermark: on the late topic",
     "dead": "no signals: dead letters",
-    "rows": "feature rows made",
+    "rows": "feature rows",
     "repeated": "rows that the history had already",
     "different": "rows that the history has otherwise: they stay",
+    "partitions": "folders whose small files were merged",
 }
+
+
+_WIDE = 130
+_WHOLE = ("id", "time")
+_SECONDS = len("2026-03-01T12:00:00")
 
 
 def console() -> Console:
@@ -42,19 +49,24 @@ def show_summary(record: Mapping[str, object]) -> None:
 
 
 def show_record(record: Mapping[str, object]) -> None:
-    """Print one record, a line a field, its text as it is."""
+    """Print one record, a line a field that has a value; what no terminal should obey is escaped."""
     out = console()
-    for name, value in record.items():
-        out.print(f"{name:>10}  ", style="bold", end="")
-        out.print("" if value is None else str(value), markup=False)
+    shown = {name: value for name, value in record.items() if value is not None}
+    width = max(map(len, shown))
+    for name, value in shown.items():
+        out.print(name.rjust(width), style="bold", end="  ")
+        out.print(_visible(str(value)), markup=False, soft_wrap=True)
 
 
 def show_letters(found: Sequence[Mapping[str, object]], total: int) -> None:
-    """Print a listing of dead letters."""
-    table = _table("id", "time", "stage", "reason", "partition", "offset", "detail")
+    """Print a listing of dead letters; the sentence of each only where the terminal is wide."""
+    names = ["id", "time", "reason", "partition", "offset"]
+    if console().width >= _WIDE:
+        names.append("detail")
+    table = _table(*names)
     for record in found:
-        table.add_row(*_cells(record, "id", "time", "stage", "reason", "partition", "offset", "detail"))
-    _print_listing(table, len(found), total, "dead letters", "headrace dlq show ID; headrace dlq replay|drop ID or --all")
+        table.add_row(*_cells({**record, "time": str(record["time"])[:_SECONDS]}, *names))
+    _print_listing(table, len(found), total, "dead letters", "headrace dlq show|replay|drop ID")
 
 
 def show_late(found: Sequence[Mapping[str, object]], total: int) -> None:
@@ -71,8 +83,8 @@ def show_features(entity: str, rows: Sequence[Mapping[str, object]]) -> None:
     out = console()
     fixed = ("entity_id", "feature_set", "version", "window", "event_time")
     for row in rows:
-        title = f"{entity} · {row['feature_set']} v{row['version']} · window {row['window']} ending {row['event_time']}"
-        out.print(title, style="bold", markup=False)
+        view = f"{row['feature_set']} v{row['version']} · window {row['window']} ending {row['event_time']}"
+        out.print(f"{_visible(entity)} · {view}", style="bold", markup=False)
         names = [n for n in row if n not in fixed]
         fields = list(dict.fromkeys(n.rpartition("__")[0] for n in names))
         statistics = list(dict.fromkeys(n.rpartition("__")[2] for n in names))
@@ -84,12 +96,14 @@ def show_features(entity: str, rows: Sequence[Mapping[str, object]]) -> None:
 
 @contextmanager
 def progress_bar(what: str, size_bytes: int | None, *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr that the yielded function advances; quiet: no bar at all."""
-    if quiet:
+    """A bar on stderr that the yielded function advances; none if `quiet`, and none where stderr is no terminal."""
+    if quiet or not sys.stderr.isatty():
         yield lambda _: None
         return
     columns = [TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()]
-    with Progress(*(columns if size_bytes is not None else columns[:2]), console=Console(stderr=True)) as progress:
+    if size_bytes is None:
+        columns = [*columns[:2], TextColumn("{task.completed}")]
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(what, total=size_bytes)
         yield lambda advance: progress.advance(task, advance)
 
@@ -97,14 +111,19 @@ def progress_bar(what: str, size_bytes: int | None, *, quiet: bool) -> Iterator[
 def _table(*names: str) -> Table:
     table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
     for name in names:
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name in _WHOLE)
     return table
 
 
 def _cells(record: Mapping[str, object], *names: str) -> list[str]:
     from rich.markup import escape
 
-    return [escape(str(record[n])) for n in names]
+    return [escape(_visible(str(record[n]))) for n in names]
+
+
+def _visible(text: str) -> str:
+    """The text with everything escaped that would move the cursor or not be seen; line ends stay in sight too."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _number(value: object) -> str:

@@ -1,13 +1,17 @@
 """Files as inputs of a batch run: .jsonl, .csv and .parquet, each a partition.
 
 CSV and Parquet rows become the messages that a producer would have sent, so that one decoder decides
-for all of them. Columns: entity_id, event_time, sequence, source, trace_id; every other is a field.
+for all of them. Columns: entity_id, event_time, sequence, and if there are any source and trace_id;
+every other is a field of the payload.
 """
 
 from __future__ import annotations
 
 import csv
+import math
 import re
+from io import TextIOWrapper
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -18,17 +22,19 @@ from operators.errors import ConfigError
 from operators.records import RawChunk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-_SIGNAL_COLUMNS = ("entity_id", "event_time", "sequence", "source", "trace_id")
+_NEEDED_COLUMNS = ("entity_id", "event_time", "sequence")
+_SIGNAL_COLUMNS = (*_NEEDED_COLUMNS, "source", "trace_id")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
 _PARQUET_ROWS = 65_536
+_CELL_BYTES_MAX = 1 << 26
 
 
 class Input(Protocol):
-    """A complete file, read forwards."""
+    """A complete file, read forwards. Methods raise ConfigError for a file that turns out to be damaged."""
 
     def poll(self, events_max: int) -> RawChunk | None:
         """Return the next 1 to `events_max` messages, or None at the end."""
@@ -91,22 +97,26 @@ class _LinesInput:
 class _RowsInput:
     """Rows that were turned into messages; the offset is the number of the row, from 0."""
 
-    def __init__(self, path: Path, rows: Iterator[bytes]) -> None:
+    def __init__(self, path: Path, rows: Iterator[tuple[bytes, int]]) -> None:
+        """rows: messages, each with how many bytes of the file were read by then."""
         self._path = path
         self._rows = rows
         self._next = 0
-        self._unreported = path.stat().st_size
+        self._read = 0
+        self._reported = 0
 
     def poll(self, events_max: int) -> RawChunk | None:
-        messages = [m for m, _ in zip(self._rows, range(events_max), strict=False)] if events_max else []
-        if not messages:
+        taken = list(islice(self._rows, events_max))
+        if not taken:
+            self._read = self._path.stat().st_size
             return None
         start = self._next
-        self._next += len(messages)
-        return _chunk(self._path.stem, messages, list(range(start, self._next)))
+        self._next += len(taken)
+        self._read = taken[-1][1]
+        return _chunk(self._path.stem, [message for message, _ in taken], list(range(start, self._next)))
 
     def advanced(self) -> int:
-        more, self._unreported = self._unreported, 0
+        more, self._reported = self._read - self._reported, self._read
         return more
 
     def close(self) -> None:
@@ -119,27 +129,44 @@ def _chunk(partition: str, messages: list[bytes], offsets: list[int]) -> RawChun
     return RawChunk(partition, data, np.cumsum(lengths) - lengths, lengths, np.array(offsets, np.int64))
 
 
-def _csv_rows(path: Path) -> Iterator[bytes]:
+def _csv_rows(path: Path) -> Iterator[tuple[bytes, int]]:
     """Each row as a message: what reads as a number is one, an empty cell is null, the rest is text."""
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        for row in csv.DictReader(file, restkey="", restval=""):
-            yield _csv_message(row)
+    csv.field_size_limit(_CELL_BYTES_MAX)
+    with path.open("rb") as file:
+        # utf-8-sig: spreadsheets put a mark before the first column's name.
+        lines = TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        rows = csv.DictReader(lines, restkey="", restval="")
+        try:
+            _check_columns(path, rows.fieldnames)
+            for row in rows:
+                yield _csv_message(row), file.tell()
+        except csv.Error as error:
+            raise ConfigError(f"input `{path}` is not CSV near line {rows.line_num}: {error}") from error
 
 
-def _csv_message(row: dict[str, str]) -> bytes:
+def _check_columns(path: Path, names: Sequence[str] | None) -> None:
+    """Without them every row would be refused: that is a wrong file, not that many dead letters."""
+    missing = [] if names is None else [n for n in _NEEDED_COLUMNS if n not in names]
+    if missing:
+        raise ConfigError(f"input `{path}` has no column `{missing[0]}`; needed are {', '.join(_NEEDED_COLUMNS)}")
+
+
+def _csv_message(row: dict[str, str | list[str]]) -> bytes:
+    """Cells beyond the header become an array, which no payload may hold: the row is refused, not guessed at."""
     parts: list[bytes] = []
     payload: list[bytes] = []
     for name, cell in row.items():
-        text = cell if isinstance(cell, str) else ",".join(cell)
         key = _text(name)
-        if name in ("entity_id", "source", "trace_id"):
-            parts.append(key + b":" + (_text(text) if text else b"null"))
+        if isinstance(cell, list):
+            payload.append(key + b":[" + b",".join(_text(c) for c in cell) + b"]")
+        elif name in ("entity_id", "source", "trace_id"):
+            parts.append(key + b":" + (_text(cell) if cell else b"null"))
         elif name in _SIGNAL_COLUMNS:
-            parts.append(key + b":" + (text.encode() if _INTEGER.fullmatch(text) else _text(text)))
-        elif text == "":
+            parts.append(key + b":" + (cell.encode() if _INTEGER.fullmatch(cell) else _text(cell)))
+        elif cell == "":
             payload.append(key + b":null")
         else:
-            payload.append(key + b":" + (text.encode() if _NUMBER.fullmatch(text) else _text(text)))
+            payload.append(key + b":" + (cell.encode() if _NUMBER.fullmatch(cell) else _text(cell)))
     return b"{" + b",".join([*parts, b'"payload":{' + b",".join(payload) + b"}"]) + b"}"
 
 
@@ -151,19 +178,35 @@ def _text(text: str) -> bytes:
         return b'"' + text.encode("utf-8", "surrogateescape") + b'"'
 
 
-def _parquet_rows(path: Path) -> Iterator[bytes]:
-    """Each row as a message; a struct column `payload` holds the fields, or every further column is one."""
+def _parquet_rows(path: Path) -> Iterator[tuple[bytes, int]]:
+    """Each row as a message; a struct column `payload` holds the fields, or every further column is one.
+
+    NaN is null, as in a table it stands for a missing value; infinity is text, which the decoder refuses.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise ConfigError(f"input `{path}` is not a Parquet file: {error}") from error
-    with file:
-        for batch in file.iter_batches(_PARQUET_ROWS):
-            for row in batch.to_pylist():
-                signal = {name: row[name] for name in _SIGNAL_COLUMNS if name in row}
-                rest = {name: value for name, value in row.items() if name not in _SIGNAL_COLUMNS}
-                payload = rest["payload"] if isinstance(rest.get("payload"), dict) else rest
-                yield orjson.dumps({**signal, "payload": payload}, default=str)
+        with pq.ParquetFile(path) as file:
+            _check_columns(path, file.schema_arrow.names)
+            bytes_a_row = path.stat().st_size / max(1, file.metadata.num_rows)
+            done = 0
+            for batch in file.iter_batches(_PARQUET_ROWS):
+                done += batch.num_rows
+                at = round(done * bytes_a_row)
+                for row in batch.to_pylist():
+                    yield _row_message(row), at
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"input `{path}` is not a readable Parquet file: {error}") from error
+
+
+def _row_message(row: dict[str, object]) -> bytes:
+    signal = {name: row[name] for name in _SIGNAL_COLUMNS if name in row}
+    rest = {name: value for name, value in row.items() if name not in _SIGNAL_COLUMNS}
+    payload = rest["payload"] if isinstance(rest.get("payload"), dict) else rest
+    sendable = {name: _sendable(value) for name, value in payload.items()}
+    return orjson.dumps({**signal, "payload": sendable}, default=str)
+
+
+def _sendable(value: object) -> object:
+    return str(value) if isinstance(value, float) and math.isinf(value) else value

@@ -18,10 +18,12 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-# Columns of a pane: what one entity and field has gathered within one slide of a window.
+# Every function takes a line of floats as (floats, e, at): it works on floats[e, at], floats[e, at + 1] …
+
+# Places in a pane: what one entity and field has gathered within one slide of a window.
 COUNT, FIRST, SHIFTED_MEAN, SPREAD, SUM, SUM_LOW, LOWEST, HIGHEST = range(8)
 PANE = 8
-# Columns of the EW state of one entity and field.
+# Places in the EW state of one entity and field.
 WEIGHT, PAIRS, MEAN, MEAN_LOW, EW_SPREAD, LAST, DELTA, PRIOR_NUM, PRIOR_DEN = range(9)
 EW = 9
 STATISTICS_COUNT = 11
@@ -54,96 +56,97 @@ def decay(elapsed_us, halflife_us):  # type: ignore[no-untyped-def]  # numba inf
     return _FINE[step & 63] * _WHOLE[step >> 6] * series
 
 
-@njit(inline="always")
-def ew_update(ew, r, x, elapsed_us, halflife_us):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
-    """Take one value into the EW state `ew[r]`."""
-    weight = ew[r, WEIGHT]
-    ew[r, LAST] = x
+@njit
+def ew_update(floats, e, at, x, elapsed_us, halflife_us):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    """Take one value into an EW state."""
+    weight = floats[e, at + WEIGHT]
+    floats[e, at + LAST] = x
     if weight == 0.0:
-        ew[r, WEIGHT] = 1.0
-        ew[r, MEAN] = x
+        floats[e, at + WEIGHT] = 1.0
+        floats[e, at + MEAN] = x
         return
     factor = decay(elapsed_us, halflife_us)
-    delta = (x - ew[r, MEAN]) - ew[r, MEAN_LOW]
-    ew[r, DELTA] = delta
-    ew[r, PRIOR_NUM] = ew[r, EW_SPREAD] * weight
-    ew[r, PRIOR_DEN] = ew[r, PAIRS]
+    mean = floats[e, at + MEAN]
+    spread = floats[e, at + EW_SPREAD]
+    pairs = floats[e, at + PAIRS]
+    delta = (x - mean) - floats[e, at + MEAN_LOW]
+    floats[e, at + DELTA] = delta
+    floats[e, at + PRIOR_NUM] = spread * weight
+    floats[e, at + PRIOR_DEN] = pairs
     if factor == 0.0:
-        ew[r, WEIGHT] = 1.0
-        ew[r, PAIRS] = 0.0
-        ew[r, MEAN] = x
-        ew[r, MEAN_LOW] = 0.0
-        ew[r, EW_SPREAD] = 0.0
+        floats[e, at + WEIGHT] = 1.0
+        floats[e, at + PAIRS] = 0.0
+        floats[e, at + MEAN] = x
+        floats[e, at + MEAN_LOW] = 0.0
+        floats[e, at + EW_SPREAD] = 0.0
         return
     old = weight * factor
-    ew[r, PAIRS] = ew[r, PAIRS] * factor * factor + 2.0 * old
     weight = old + 1.0
-    ew[r, WEIGHT] = weight
     step = delta / weight
-    ew[r, EW_SPREAD] = ew[r, EW_SPREAD] * factor + delta * (delta - step)
-    low = ew[r, MEAN_LOW] + step
-    high = ew[r, MEAN] + low
-    part = high - ew[r, MEAN]
-    ew[r, MEAN_LOW] = (ew[r, MEAN] - (high - part)) + (low - part)
-    ew[r, MEAN] = high
+    low = floats[e, at + MEAN_LOW] + step
+    high = mean + low
+    part = high - mean
+    floats[e, at + WEIGHT] = weight
+    floats[e, at + PAIRS] = pairs * factor * factor + 2.0 * old
+    floats[e, at + EW_SPREAD] = spread * factor + delta * (delta - step)
+    floats[e, at + MEAN_LOW] = (mean - (high - part)) + (low - part)
+    floats[e, at + MEAN] = high
 
 
-@njit(inline="always")
-def pane_update(panes, r, x):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
-    """Take one value into the pane `panes[r]`."""
-    count = panes[r, COUNT] + 1.0
-    panes[r, COUNT] = count
+@njit
+def pane_update(floats, e, at, x):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    """Take one value into a pane."""
+    count = floats[e, at + COUNT] + 1.0
+    floats[e, at + COUNT] = count
     if count == 1.0:
-        panes[r, FIRST] = x
-        panes[r, SHIFTED_MEAN] = 0.0
-        panes[r, SPREAD] = 0.0
-        panes[r, SUM] = x
-        panes[r, SUM_LOW] = 0.0
-        panes[r, LOWEST] = x
-        panes[r, HIGHEST] = x
+        floats[e, at + FIRST] = x
+        floats[e, at + SHIFTED_MEAN] = 0.0
+        floats[e, at + SPREAD] = 0.0
+        floats[e, at + SUM] = x
+        floats[e, at + SUM_LOW] = 0.0
+        floats[e, at + LOWEST] = x
+        floats[e, at + HIGHEST] = x
         return
-    shifted = x - panes[r, FIRST]
-    delta = shifted - panes[r, SHIFTED_MEAN]
+    delta = (x - floats[e, at + FIRST]) - floats[e, at + SHIFTED_MEAN]
     step = delta / count
-    panes[r, SHIFTED_MEAN] += step
-    panes[r, SPREAD] += delta * (delta - step)
-    total = panes[r, SUM]
+    floats[e, at + SHIFTED_MEAN] += step
+    floats[e, at + SPREAD] += delta * (delta - step)
+    total = floats[e, at + SUM]
     added = total + x
     if abs(total) >= abs(x):
-        panes[r, SUM_LOW] += (total - added) + x
+        floats[e, at + SUM_LOW] += (total - added) + x
     else:
-        panes[r, SUM_LOW] += (x - added) + total
-    panes[r, SUM] = added
-    if x < panes[r, LOWEST]:
-        panes[r, LOWEST] = x
-    if x > panes[r, HIGHEST]:
-        panes[r, HIGHEST] = x
+        floats[e, at + SUM_LOW] += (x - added) + total
+    floats[e, at + SUM] = added
+    floats[e, at + LOWEST] = min(x, floats[e, at + LOWEST])
+    floats[e, at + HIGHEST] = max(x, floats[e, at + HIGHEST])
 
 
-@njit(inline="always")
-def pane_join(window, f, panes, r):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
-    """Join the later pane `panes[r]`, not empty, into the earlier `window[f]`."""
-    if window[f, COUNT] == 0.0:
+@njit
+def pane_join(window, w, floats, e, at):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    """Join a later pane, not empty, into the earlier one at window[0, w]."""
+    if window[0, w + COUNT] == 0.0:
         for i in range(PANE):
-            window[f, i] = panes[r, i]
+            window[0, w + i] = floats[e, at + i]
         return
-    mine = window[f, COUNT]
-    theirs = panes[r, COUNT]
+    mine = window[0, w + COUNT]
+    theirs = floats[e, at + COUNT]
     count = mine + theirs
-    delta = (panes[r, FIRST] - window[f, FIRST]) + (panes[r, SHIFTED_MEAN] - window[f, SHIFTED_MEAN])
-    window[f, SHIFTED_MEAN] += delta * (theirs / count)
-    window[f, SPREAD] += panes[r, SPREAD] + delta * delta * (mine * theirs / count)
-    window[f, COUNT] = count
-    total = window[f, SUM]
-    other = panes[r, SUM]
+    apart = floats[e, at + SHIFTED_MEAN] - window[0, w + SHIFTED_MEAN]
+    delta = (floats[e, at + FIRST] - window[0, w + FIRST]) + apart
+    window[0, w + SHIFTED_MEAN] += delta * (theirs / count)
+    window[0, w + SPREAD] += floats[e, at + SPREAD] + delta * delta * (mine * theirs / count)
+    window[0, w + COUNT] = count
+    total = window[0, w + SUM]
+    other = floats[e, at + SUM]
     added = total + other
     if abs(total) >= abs(other):
-        window[f, SUM_LOW] += ((total - added) + other) + panes[r, SUM_LOW]
+        window[0, w + SUM_LOW] += ((total - added) + other) + floats[e, at + SUM_LOW]
     else:
-        window[f, SUM_LOW] += ((other - added) + total) + panes[r, SUM_LOW]
-    window[f, SUM] = added
-    window[f, LOWEST] = min(window[f, LOWEST], panes[r, LOWEST])
-    window[f, HIGHEST] = max(window[f, HIGHEST], panes[r, HIGHEST])
+        window[0, w + SUM_LOW] += ((other - added) + total) + floats[e, at + SUM_LOW]
+    window[0, w + SUM] = added
+    window[0, w + LOWEST] = min(window[0, w + LOWEST], floats[e, at + LOWEST])
+    window[0, w + HIGHEST] = max(window[0, w + HIGHEST], floats[e, at + HIGHEST])
 
 
 @njit(inline="always")
@@ -152,26 +155,33 @@ def _finite(x):  # type: ignore[no-untyped-def]  # numba infers the types of com
     return x if abs(x) <= 1.7976931348623157e308 else np.nan
 
 
-@njit(inline="always")
-def statistics(panes, r, ew, s, out, row, at):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
-    """Write the 11 statistics of the window `panes[r]`, whose last event left the EW state `ew[s]`, to `out[row, at:]`."""
-    count = panes[r, COUNT]
-    out[row, at] = count
+@njit
+def window_statistics(panes, p, at, out, row, column):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    """Write count, sum, mean, std, min, max and first of the pane panes[p, at] to out[row, column]."""
+    count = panes[p, at + COUNT]
+    out[row, column] = count
     if count == 0.0:
         for i in range(1, STATISTICS_COUNT):
-            out[row, at + i] = np.nan
+            out[row, column + i] = np.nan
         return
-    total = panes[r, SUM] + panes[r, SUM_LOW]
-    out[row, at + 1] = _finite(total)
-    out[row, at + 2] = _finite(total / count)
-    out[row, at + 3] = _finite(np.sqrt(panes[r, SPREAD] / (count - 1.0))) if count > 1.0 else np.nan
-    out[row, at + 4] = panes[r, LOWEST]
-    out[row, at + 5] = panes[r, HIGHEST]
-    out[row, at + 6] = panes[r, FIRST]
-    out[row, at + 7] = ew[s, LAST]
-    out[row, at + 8] = _finite(ew[s, MEAN] + ew[s, MEAN_LOW])
-    out[row, at + 9] = _finite(np.sqrt(ew[s, EW_SPREAD] * ew[s, WEIGHT] / ew[s, PAIRS])) if ew[s, PAIRS] > 0.0 else np.nan
-    if ew[s, PRIOR_DEN] > 0.0 and ew[s, PRIOR_NUM] > 0.0:
-        out[row, at + 10] = _finite(ew[s, DELTA] / np.sqrt(ew[s, PRIOR_NUM] / ew[s, PRIOR_DEN]))
-    else:
-        out[row, at + 10] = np.nan
+    total = panes[p, at + SUM] + panes[p, at + SUM_LOW]
+    out[row, column + 1] = _finite(total)
+    out[row, column + 2] = _finite(total / count)
+    out[row, column + 3] = _finite(np.sqrt(panes[p, at + SPREAD] / (count - 1.0))) if count > 1.0 else np.nan
+    out[row, column + 4] = panes[p, at + LOWEST]
+    out[row, column + 5] = panes[p, at + HIGHEST]
+    out[row, column + 6] = panes[p, at + FIRST]
+
+
+@njit
+def ew_statistics(floats, e, at, out):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    """Write last, ewma, ewm_std and zscore of an EW state to out[0:4]."""
+    out[0] = floats[e, at + LAST]
+    out[1] = _finite(floats[e, at + MEAN] + floats[e, at + MEAN_LOW])
+    out[2] = np.nan
+    out[3] = np.nan
+    if floats[e, at + PAIRS] > 0.0:
+        out[2] = _finite(np.sqrt(floats[e, at + EW_SPREAD] * floats[e, at + WEIGHT] / floats[e, at + PAIRS]))
+    if floats[e, at + PRIOR_DEN] > 0.0 and floats[e, at + PRIOR_NUM] > 0.0:
+        prior = np.sqrt(floats[e, at + PRIOR_NUM] / floats[e, at + PRIOR_DEN])
+        out[3] = _finite(floats[e, at + DELTA] / prior)

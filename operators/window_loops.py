@@ -1,6 +1,9 @@
 """The loops over entities and events: which windows an event opens, which a watermark closes.
 
-Compiled by numba; the state is a bundle of arrays that `windows.py` owns, grows and snapshots.
+Compiled by numba. An entity's state is one line of floats (EW states, then panes) and one of integers
+(end that closes next, times of the EW states, then heads and event counts of the windows); `windows.py`
+owns, grows and snapshots the two arrays. Arrays are handed on one by one: in a bundle each access would
+count references.
 """
 
 from __future__ import annotations
@@ -11,51 +14,55 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from operators.kernels import COUNT, PANE, STATISTICS_COUNT, ew_update, pane_join, pane_update, statistics
+from operators.kernels import (
+    COUNT,
+    EW,
+    PANE,
+    STATISTICS_COUNT,
+    ew_statistics,
+    ew_update,
+    pane_join,
+    pane_update,
+    window_statistics,
+)
 
-# Columns of the head of one entity and window spec. Sliding: whether windows are open, the pane
-# whose end closes next, the newest pane with events. Session: open, start, time of the last event.
+# Columns of a spec: size and slide in microseconds, panes of a window, 1 for a session; and where in an
+# entity's lines its head, its panes and their event counts begin.
+SIZE, SLIDE, PANES, SESSION, HEAD_AT, PANES_AT, EVENTS_AT = range(7)
+SPEC = 7
+# Places in the head of a spec. Sliding: whether windows are open, the pane whose end closes next, the
+# newest pane with events. Session: open, start, time of the last event.
 OPEN, NEXT, NEWEST = range(3)
 HEAD = 3
+# Places in an entity's line of integers: the end that closes next, or NEVER; then a time a field.
+NEXT_END, TIMES_AT = range(2)
 # Columns of a row's place.
 ROW_ENTITY, ROW_SPEC, ROW_START, ROW_END = range(4)
 
 NEVER = np.iinfo(np.int64).max
+_EW_STATISTICS = 7
 
 
 class SetState(NamedTuple):
-    """State of one feature set for E entities, S window specs, P panes in all and F fields.
+    """State of E entities. floats: float64 (E, plan.floats). ints: int64 (E, plan.ints)."""
 
-    Flat, so that the loops make no views: ew float64 (E * F, 9); ew_time int64 (E * F,); panes float64
-    (E * P * F, 8); pane_events int64 (E * P,), events in the pane whatever their fields; head int64
-    (E * S, 3); next_end int64 (E,), end of the entity's window that closes next, or NEVER.
-    """
-
-    ew: NDArray[np.float64]
-    ew_time: NDArray[np.int64]
-    panes: NDArray[np.float64]
-    pane_events: NDArray[np.int64]
-    head: NDArray[np.int64]
-    next_end: NDArray[np.int64]
+    floats: NDArray[np.float64]
+    ints: NDArray[np.int64]
 
 
 class SetPlan(NamedTuple):
-    """What does not change: the specs of a set, its fields and its halflife.
+    """What does not change of a feature set.
 
-    size, slide, panes, base, session: int64 (S,); base is the spec's first pane, session is 0 or 1.
-    field: int64 (F,), column of the set's field among the decoded ones. bit: of the set in `sets`.
-    panes_all: P, the panes of all specs.
+    specs: int64 (S, 7). field: int64 (F,), column of the set's field among the decoded ones.
+    bit: of the set in `sets`. halflife_us: microseconds. floats, ints: lengths of an entity's lines.
     """
 
-    size: NDArray[np.int64]
-    slide: NDArray[np.int64]
-    panes: NDArray[np.int64]
-    base: NDArray[np.int64]
-    session: NDArray[np.int64]
+    specs: NDArray[np.int64]
     field: NDArray[np.int64]
     bit: int
     halflife_us: float
-    panes_all: int
+    floats: int
+    ints: int
 
 
 class Ordered(NamedTuple):
@@ -79,152 +86,161 @@ class RowBuffer(NamedTuple):
     values: NDArray[np.float64]
 
 
-@njit(inline="always")
-def _pane_row(plan, e, slot):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
-    """Row in `panes` of the first field of an entity's pane; the other fields follow."""
-    return (e * plan.panes_all + slot) * plan.field.shape[0]
-
-
-@njit(inline="always")
-def _emit(state, plan, e, panes, first, rows, count, spec, start, end):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
-    """Write one row from the window whose fields stand in `panes` from row `first` on."""
-    rows.place[count, ROW_ENTITY] = e
-    rows.place[count, ROW_SPEC] = spec
-    rows.place[count, ROW_START] = start
-    rows.place[count, ROW_END] = end
-    fields = plan.field.shape[0]
+@njit
+def _emit(panes, p, at, fields, ew, values, count):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    """Write the values of row `count` from the panes panes[p, at] and the entity's EW statistics."""
     for f in range(fields):
-        statistics(panes, first + f, state.ew, e * fields + f, rows.values, count, f * STATISTICS_COUNT)
+        column = f * STATISTICS_COUNT
+        window_statistics(panes, p, at + f * PANE, values, count, column)
+        if values[count, column] > 0.0:
+            for i in range(4):
+                values[count, column + _EW_STATISTICS + i] = ew[f, i]
+
+
+@njit
+def _close_session(floats, ints, specs, spec, e, until, ew, place, values, count):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    head = specs[spec, HEAD_AT]
+    end = ints[e, head + NEWEST] + specs[spec, SIZE]
+    if end > until:
+        return count
+    fields = ew.shape[0]
+    at = specs[spec, PANES_AT]
+    place[count, ROW_ENTITY] = e
+    place[count, ROW_SPEC] = spec
+    place[count, ROW_START] = ints[e, head + NEXT]
+    place[count, ROW_END] = end
+    _emit(floats, e, at, fields, ew, values, count)
+    for f in range(fields):
+        floats[e, at + f * PANE + COUNT] = 0.0
+    ints[e, head + OPEN] = 0
     return count + 1
 
 
 @njit
-def _close_session(state, plan, e, spec, until, rows, count):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
-    h = e * plan.size.shape[0] + spec
-    end = state.head[h, NEWEST] + plan.size[spec]
-    if state.head[h, OPEN] == 0 or end > until:
-        return count
-    pane = _pane_row(plan, e, plan.base[spec])
-    count = _emit(state, plan, e, state.panes, pane, rows, count, spec, state.head[h, NEXT], end)
-    for f in range(plan.field.shape[0]):
-        state.panes[pane + f, COUNT] = 0.0
-    state.head[h, OPEN] = 0
-    return count
-
-
-@njit
-def _join_panes(state, plan, e, spec, oldest, last, window):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
-    """Join the panes of a sliding window into `window` (float64 (F, 8)); return its events."""
-    panes = plan.panes[spec]
-    fields = plan.field.shape[0]
-    window[:, COUNT] = 0.0
+def _join_panes(floats, ints, specs, spec, e, last, window):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    """Join the panes of the window that ends with pane `last` into `window` (float64 (1, F * 8)); return its events."""
+    panes = specs[spec, PANES]
+    fields = window.shape[1] // PANE
+    for f in range(fields):
+        window[0, f * PANE + COUNT] = 0.0
     events = 0
-    for pane in range(oldest, last + 1):
-        slot = plan.base[spec] + pane % panes
-        events += state.pane_events[e * plan.panes_all + slot]
-        first = _pane_row(plan, e, slot)
+    for pane in range(last - panes + 1, last + 1):
+        slot = pane % panes
+        events += ints[e, specs[spec, EVENTS_AT] + slot]
+        at = specs[spec, PANES_AT] + slot * fields * PANE
         for f in range(fields):
-            if state.panes[first + f, COUNT] > 0.0:
-                pane_join(window, f, state.panes, first + f)
+            if floats[e, at + f * PANE + COUNT] > 0.0:
+                pane_join(window, f * PANE, floats, e, at + f * PANE)
     return events
 
 
 @njit
-def _close_sliding(state, plan, e, spec, until, rows, count, window):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
-    h = e * plan.size.shape[0] + spec
-    slide = plan.slide[spec]
-    panes = plan.panes[spec]
-    while state.head[h, OPEN] == 1 and (state.head[h, NEXT] + 1) * slide <= until:
-        last = state.head[h, NEXT]
+def _close_sliding(floats, ints, specs, spec, e, until, ew, window, place, values, count):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    head = specs[spec, HEAD_AT]
+    slide = specs[spec, SLIDE]
+    panes = specs[spec, PANES]
+    fields = ew.shape[0]
+    last = ints[e, head + NEXT]
+    newest = ints[e, head + NEWEST]
+    while last <= newest + panes - 1 and (last + 1) * slide <= until:
         oldest = last - panes + 1
-        slot = plan.base[spec] + oldest % panes
-        first = _pane_row(plan, e, slot)
-        end = (last + 1) * slide
-        if panes == 1:
-            count = _emit(state, plan, e, state.panes, first, rows, count, spec, oldest * slide, end)
-        elif _join_panes(state, plan, e, spec, oldest, last, window) > 0:
-            count = _emit(state, plan, e, window, 0, rows, count, spec, oldest * slide, end)
-        for f in range(plan.field.shape[0]):
-            state.panes[first + f, COUNT] = 0.0
-        state.pane_events[e * plan.panes_all + slot] = 0
-        state.head[h, NEXT] = last + 1
-        if last + 1 > state.head[h, NEWEST] + panes - 1:
-            state.head[h, OPEN] = 0
+        slot = oldest % panes
+        at = specs[spec, PANES_AT] + slot * fields * PANE
+        events = 1
+        if panes > 1:
+            events = _join_panes(floats, ints, specs, spec, e, last, window)
+        if events > 0:
+            place[count, ROW_ENTITY] = e
+            place[count, ROW_SPEC] = spec
+            place[count, ROW_START] = oldest * slide
+            place[count, ROW_END] = (last + 1) * slide
+            if panes > 1:
+                _emit(window, 0, 0, fields, ew, values, count)
+            else:
+                _emit(floats, e, at, fields, ew, values, count)
+            count += 1
+        for f in range(fields):
+            floats[e, at + f * PANE + COUNT] = 0.0
+        ints[e, specs[spec, EVENTS_AT] + slot] = 0
+        last += 1
+    ints[e, head + NEXT] = last
+    if last > newest + panes - 1:
+        ints[e, head + OPEN] = 0
     return count
 
 
 @njit
-def _close(state, plan, e, until, rows, count, window):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+def _close(floats, ints, specs, e, until, ew, window, place, values, count):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     """Close the entity's windows with end <= until, spec by spec, and note what closes next."""
+    for f in range(ew.shape[0]):
+        ew_statistics(floats, e, f * EW, ew[f])
     upcoming = NEVER
-    specs = plan.size.shape[0]
-    for spec in range(specs):
-        h = e * specs + spec
-        if plan.session[spec] == 1:
-            count = _close_session(state, plan, e, spec, until, rows, count)
-            end = state.head[h, NEWEST] + plan.size[spec]
+    for spec in range(specs.shape[0]):
+        head = specs[spec, HEAD_AT]
+        if ints[e, head + OPEN] == 0:
+            continue
+        if specs[spec, SESSION] == 1:
+            count = _close_session(floats, ints, specs, spec, e, until, ew, place, values, count)
+            end = ints[e, head + NEWEST] + specs[spec, SIZE]
         else:
-            count = _close_sliding(state, plan, e, spec, until, rows, count, window)
-            end = (state.head[h, NEXT] + 1) * plan.slide[spec]
-        if state.head[h, OPEN] == 1:
+            count = _close_sliding(floats, ints, specs, spec, e, until, ew, window, place, values, count)
+            end = (ints[e, head + NEXT] + 1) * specs[spec, SLIDE]
+        if ints[e, head + OPEN] == 1:
             upcoming = min(upcoming, end)
-    state.next_end[e] = upcoming
+    ints[e, NEXT_END] = upcoming
     return count
 
 
-@njit(inline="always")
-def _open(state, plan, e, t, slots):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+@njit
+def _open(ints, specs, e, t, fields, slots):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     """Give an event at `t` its pane in every spec; windows that end by `t` are closed already."""
     upcoming = NEVER
-    specs = plan.size.shape[0]
-    for spec in range(specs):
-        h = e * specs + spec
-        closed = state.head[h, OPEN] == 0
-        slot = plan.base[spec]
-        if plan.session[spec] == 1:
+    for spec in range(specs.shape[0]):
+        head = specs[spec, HEAD_AT]
+        closed = ints[e, head + OPEN] == 0
+        slots[spec] = specs[spec, PANES_AT]
+        if specs[spec, SESSION] == 1:
             if closed:
-                state.head[h, NEXT] = t
-            state.head[h, NEWEST] = t
-            end = t + plan.size[spec]
+                ints[e, head + NEXT] = t
+            ints[e, head + NEWEST] = t
+            end = t + specs[spec, SIZE]
         else:
-            slide = plan.slide[spec]
-            pane = state.head[h, NEWEST]
+            slide = specs[spec, SLIDE]
+            pane = ints[e, head + NEWEST]
             if closed or t - pane * slide >= slide:
                 pane = t // slide
             if closed:
-                state.head[h, NEXT] = pane
-            state.head[h, NEWEST] = pane
-            if plan.panes[spec] > 1:
-                slot += pane % plan.panes[spec]
-                state.pane_events[e * plan.panes_all + slot] += 1
-            end = (state.head[h, NEXT] + 1) * slide
-        state.head[h, OPEN] = 1
-        slots[spec] = _pane_row(plan, e, slot)
+                ints[e, head + NEXT] = pane
+            ints[e, head + NEWEST] = pane
+            if specs[spec, PANES] > 1:
+                slot = pane % specs[spec, PANES]
+                ints[e, specs[spec, EVENTS_AT] + slot] += 1
+                slots[spec] += slot * fields * PANE
+            end = (ints[e, head + NEXT] + 1) * slide
+        ints[e, head + OPEN] = 1
         upcoming = min(upcoming, end)
-    state.next_end[e] = upcoming
-
-
-@njit(inline="always")
-def _take(state, plan, e, t, values, i, slots):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
-    """Take the values of event `i` into the panes and the EW state."""
-    fields = plan.field.shape[0]
-    for f in range(fields):
-        x = values[i, plan.field[f]]
-        if x != x:  # noqa: PLR0124  # NaN, the null of these columns
-            continue
-        for spec in range(slots.shape[0]):
-            pane_update(state.panes, slots[spec] + f, x)
-        r = e * fields + f
-        ew_update(state.ew, r, x, t - state.ew_time[r], plan.halflife_us)
-        state.ew_time[r] = t
+    ints[e, NEXT_END] = upcoming
 
 
 @njit
-def _rows_max(plan, events):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+def _take(floats, ints, field, halflife_us, e, t, values, i, slots):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    """Take the values of event `i` into the panes and the EW states."""
+    for f in range(field.shape[0]):
+        x = values[i, field[f]]
+        if x != x:  # noqa: PLR0124  # NaN, the null of these columns
+            continue
+        for spec in range(slots.shape[0]):
+            pane_update(floats, e, slots[spec] + f * PANE, x)
+        ew_update(floats, e, f * EW, x, t - ints[e, TIMES_AT + f], halflife_us)
+        ints[e, TIMES_AT + f] = t
+
+
+@njit
+def _rows_max(specs, events):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     """Rows that `events` events of one entity, and the panes already open, can close at most."""
     total = 0
-    for spec in range(plan.panes.shape[0]):
-        total += plan.panes[spec] * (events + plan.panes[spec])
+    for spec in range(specs.shape[0]):
+        total += specs[spec, PANES] * (events + specs[spec, PANES])
     return total
 
 
@@ -235,26 +251,32 @@ def apply_events(state, plan, events, rows, group):  # type: ignore[no-untyped-d
     Returns (next group, rows written, rows that the next group may need). Each event first closes the
     windows that end by its time, so that their EW statistics are those as of their last event.
     """
-    count = 0
-    window = np.zeros((plan.field.shape[0], PANE))
-    slots = np.zeros(plan.size.shape[0], np.int64)
-    need = 0
+    floats, ints = state
+    specs = plan.specs
+    field = plan.field
+    place, out = rows
+    entity, starts, times, sets, values = events
+    halflife_us = plan.halflife_us
     bit = np.uint64(plan.bit)
-    while group < events.entity.shape[0]:
-        e = events.entity[group]
-        start = events.start[group]
-        stop = events.start[group + 1]
-        need = _rows_max(plan, stop - start)
-        if count + need > rows.place.shape[0]:
+    fields = field.shape[0]
+    window = np.zeros((1, fields * PANE))
+    ew = np.zeros((fields, 4))
+    slots = np.zeros(specs.shape[0], np.int64)
+    count = 0
+    need = 0
+    while group < entity.shape[0]:
+        e = entity[group]
+        need = _rows_max(specs, starts[group + 1] - starts[group])
+        if count + need > place.shape[0]:
             break
-        for i in range(start, stop):
-            if (events.sets[i] >> bit) & np.uint64(1) == np.uint64(0):
+        for i in range(starts[group], starts[group + 1]):
+            if (sets[i] >> bit) & np.uint64(1) == np.uint64(0):
                 continue
-            t = events.event_time[i]
-            if state.next_end[e] <= t:
-                count = _close(state, plan, e, t, rows, count, window)
-            _open(state, plan, e, t, slots)
-            _take(state, plan, e, t, events.values, i, slots)
+            t = times[i]
+            if ints[e, NEXT_END] <= t:
+                count = _close(floats, ints, specs, e, t, ew, window, place, out, count)
+            _open(ints, specs, e, t, fields, slots)
+            _take(floats, ints, field, halflife_us, e, t, values, i, slots)
         group += 1
     return group, count, need
 
@@ -264,15 +286,23 @@ def close_windows(state, plan, watermark, rows, entity):  # type: ignore[no-unty
     """Close every window with end <= watermark, entity by entity from `entity` on.
 
     Returns (next entity, rows written, rows that the next entity may need, end that closes next).
-    The last is right once all entities are done.
+    The last is right if the call began with the first entity and came to the last.
     """
+    floats, ints = state
+    specs = plan.specs
+    place, out = rows
+    fields = plan.field.shape[0]
+    window = np.zeros((1, fields * PANE))
+    ew = np.zeros((fields, 4))
     count = 0
-    window = np.zeros((plan.field.shape[0], PANE))
-    need = _rows_max(plan, 0)
-    while entity < state.next_end.shape[0]:
-        if state.next_end[entity] <= watermark and state.next_end[entity] != NEVER:
-            if count + need > rows.place.shape[0]:
+    need = _rows_max(specs, 0)
+    upcoming = NEVER
+    while entity < ints.shape[0]:
+        end = ints[entity, NEXT_END]
+        if end <= watermark and end != NEVER:
+            if count + need > place.shape[0]:
                 break
-            count = _close(state, plan, entity, watermark, rows, count, window)
+            count = _close(floats, ints, specs, entity, watermark, ew, window, place, out, count)
+        upcoming = min(upcoming, ints[entity, NEXT_END])
         entity += 1
-    return entity, count, need, state.next_end.min() if state.next_end.shape[0] > 0 else NEVER
+    return entity, count, need, upcoming

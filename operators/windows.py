@@ -23,10 +23,13 @@ from operators.watermark import ShardWatermark, Status, Tick
 from operators.window_loops import (
     HEAD,
     NEVER,
+    NEXT_END,
     ROW_END,
     ROW_ENTITY,
     ROW_SPEC,
     ROW_START,
+    SPEC,
+    TIMES_AT,
     Ordered,
     RowBuffer,
     SetPlan,
@@ -164,9 +167,7 @@ class Shard:
         arrays: dict[str, NDArray[np.generic]] = {"data": data, "offsets": offsets, "hashes": hashes}
         arrays |= {f"pending.{name}": column for name, column in pending._asdict().items()}
         for index, each in enumerate(self._sets):
-            rows = _rows_each(each.plan)
-            for name, column, per_entity in zip(SetState._fields, each.state, rows, strict=True):
-                arrays[f"{index}.{name}"] = column[: int(per_entity) * self._entities.count]
+            arrays |= {f"{index}.{n}": c[: self._entities.count] for n, c in each.state._asdict().items()}
         counts = self.counts
         meta = {
             "counts": [counts.used, counts.duplicate, counts.conflict, counts.late, counts.rows],
@@ -248,7 +249,7 @@ class Shard:
         return rank
 
     def _grow(self) -> None:
-        have = len(self._sets[0].state.next_end)
+        have = len(self._sets[0].state.ints)
         if have < self._entities.count:
             room = max(64, 2 * have, self._entities.count)
             for each in self._sets:
@@ -267,14 +268,15 @@ class Shard:
     def _close(self, index: int, now: int) -> tuple[list[RowBlock], int]:
         each = self._sets[index]
         blocks: list[RowBlock] = []
-        entity, upcoming = 0, NEVER
-        while entity < len(each.state.next_end):
+        entity, due = 0, NEVER
+        while entity < len(each.state.ints):
             room = self._rooms[index]
             entity, count, need, upcoming = close_windows(each.state, each.plan, now, room, entity)
+            due = min(due, int(upcoming))
             blocks.extend(self._blocks(index, room, count))
-            if entity < len(each.state.next_end) and need > len(room.place):
+            if entity < len(each.state.ints) and need > len(room.place):
                 self._rooms[index] = _room(each, need)
-        return blocks, int(upcoming)
+        return blocks, due
 
     def _blocks(self, index: int, room: RowBuffer, count: int) -> Iterator[RowBlock]:
         """Cut the rows in the buffer by window spec."""
@@ -326,41 +328,25 @@ def _no_events(fields: int) -> Pending:
 
 
 def _new_set(declared: FeatureSet, index: int, fields: tuple[str, ...]) -> _Set:
-    windows = declared.windows
-    panes = np.array([w.panes for w in windows], np.int64)
-    plan = SetPlan(
-        size=np.array([w.size_us for w in windows], np.int64),
-        slide=np.array([w.slide_us for w in windows], np.int64),
-        panes=panes,
-        base=np.cumsum(panes) - panes,
-        session=np.array([w.session for w in windows], np.int64),
-        field=np.array([fields.index(f) for f in declared.fields], np.int64),
-        bit=index,
-        halflife_us=float(declared.halflife_us),
-        panes_all=int(panes.sum()),
-    )
+    count = len(declared.fields)
+    specs = np.zeros((len(declared.windows), SPEC), np.int64)
+    floats, ints = count * EW, TIMES_AT + count
+    for line, w in zip(specs, declared.windows, strict=True):
+        line[:] = w.size_us, w.slide_us, w.panes, w.session, ints, floats, ints + HEAD
+        floats += w.panes * count * PANE
+        ints += HEAD + w.panes
+    field_column = np.array([fields.index(f) for f in declared.fields], np.int64)
+    plan = SetPlan(specs, field_column, index, float(declared.halflife_us), floats, ints)
     chosen = [STATISTICS.index(s) for s in declared.statistics]
-    columns = [f * STATISTICS_COUNT + s for f in range(len(declared.fields)) for s in chosen]
-    headers = [hash_header(declared, w) for w in windows]
+    columns = [f * STATISTICS_COUNT + s for f in range(count) for s in chosen]
+    headers = [hash_header(declared, w) for w in declared.windows]
     return _Set(declared, plan, _empty_state(plan, 0), np.array(columns, np.int64), headers)
 
 
-def _rows_each(plan: SetPlan) -> SetState:
-    """Rows of each array of a SetState that one entity takes."""
-    fields, specs = len(plan.field), len(plan.size)
-    return SetState(fields, fields, plan.panes_all * fields, plan.panes_all, specs, 1)  # type: ignore[arg-type]  # numbers, not arrays
-
-
 def _empty_state(plan: SetPlan, entities: int) -> SetState:
-    ew, ew_time, panes, pane_events, head, next_end = (int(r) * entities for r in _rows_each(plan))
-    return SetState(
-        ew=np.zeros((ew, EW)),
-        ew_time=np.zeros(ew_time, np.int64),
-        panes=np.zeros((panes, PANE)),
-        pane_events=np.zeros(pane_events, np.int64),
-        head=np.zeros((head, HEAD), np.int64),
-        next_end=np.full(next_end, NEVER, np.int64),
-    )
+    state = SetState(np.zeros((entities, plan.floats)), np.zeros((entities, plan.ints), np.int64))
+    state.ints[:, NEXT_END] = NEVER
+    return state
 
 
 def _resize(each: _Set, entities: int) -> SetState:

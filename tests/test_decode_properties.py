@@ -16,7 +16,7 @@ from operators.errors import SkippableError
 from operators.hashes import murmur3_bytes
 from operators.records import Decoded, RawChunk
 from operators.rfc3339 import parse_time
-from tests.test_decode import FIELDS, chunk_of, feature_sets, with_number, with_text
+from tests.messages import FIELDS, chunk_of, feature_sets, with_number, with_text
 
 SETS = feature_sets()
 DECODER = Decoder(SETS)
@@ -61,18 +61,18 @@ def mostly(usual: st.SearchStrategy[str], other: st.SearchStrategy[str] = odd_va
 def objects(draw: st.DrawFn, members: list[tuple[str, st.SearchStrategy[str]]], *, whole: bool) -> str:
     """An object with these members in any order and spacing; if not whole, some are missing or stand there twice."""
     chosen = draw(st.permutations(members))
-    if not whole:
+    if members and not whole:
         chosen = draw(st.lists(st.sampled_from(members), max_size=len(members) + 2))
-    spaces = [draw(blanks) for _ in range(3)]
-    parts = [f'{spaces[0]}"{key}"{spaces[1]}:{spaces[2]}{draw(value)}{spaces[1]}' for key, value in chosen]
-    return f"{{{','.join(parts)}{spaces[0]}}}"
+    before, after, between = (draw(blanks) for _ in range(3))
+    parts = [f'{before}"{key}"{after}:{between}{draw(value)}{after}' for key, value in chosen]
+    return f"{{{','.join(parts)}{before}}}"
 
 
 @st.composite
 def signals(draw: st.DrawFn) -> str:
     """The text of a signal, usually whole and good."""
     fields = [(name, mostly(st.one_of(numbers, st.just("null")))) for name in draw(st.permutations(FIELDS))]
-    fields = fields[: draw(st.integers(0, 3))] + [("other", mostly(st.one_of(numbers, literals, strings)))]
+    fields = [*fields[: draw(st.integers(0, 3))], ("other", mostly(st.one_of(numbers, literals, strings)))]
     whole = draw(st.integers(0, 5)) > 0
     payload = draw(objects(fields[draw(st.integers(0, 1)) :], whole=whole))
     members = [
@@ -81,7 +81,8 @@ def signals(draw: st.DrawFn) -> str:
         ("sequence", mostly(integers)),
         ("payload", mostly(st.just(payload))),
     ]
-    options = [("source", mostly(st.one_of(strings, st.just("null")))), ("trace_id", mostly(strings)), ("x", odd_values)]
+    optional = mostly(st.one_of(strings, st.just("null")))
+    options = [("source", optional), ("trace_id", mostly(strings)), ("x", odd_values)]
     members += [option for option in options if draw(st.booleans())]
     return draw(objects(members, whole=whole))
 
@@ -142,9 +143,8 @@ def as_rows(decoded: Decoded) -> tuple[list[tuple[object, ...]], list[tuple[obje
     entities = [batch.entity_data[a:b].tobytes() for a, b in pairwise(batch.entity_offsets.tolist())]
     columns: list[NDArray[np.generic]] = [batch.entity_hash, batch.event_time, batch.sequence, batch.sets]
     bits = batch.values.view(np.uint64)
-    rows = zip(
-        decoded.index.tolist(), batch.offset.tolist(), entities, *(c.tolist() for c in columns), bits.tolist(), strict=True
-    )
+    places = (decoded.index.tolist(), batch.offset.tolist(), entities)
+    rows = zip(*places, *(column.tolist() for column in columns), bits.tolist(), strict=True)
     return list(rows), [(r.index, r.reason, r.detail, r.original) for r in decoded.rejects]
 
 
@@ -193,7 +193,7 @@ def test_every_number_is_the_nearest_float(text: str) -> None:
 
 @given(times)
 def test_every_time_is_read_as_the_plain_parser_reads_it(text: str) -> None:
-    """An RFC 3339 time gives the microseconds of the plain parser, or is refused where that refuses it or is out of range."""
+    """A time gives the microseconds of the plain parser, or is refused where that refuses it or is out of range."""
     message = with_text("event_time", json.dumps(text))
     decoded = DECODER.decode(chunk_of([message, message]))
     try:

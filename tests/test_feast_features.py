@@ -145,3 +145,17 @@ def test_a_folder_without_a_repository_is_refused(tmp_path: Path) -> None:
     """A wrong FEAST_REPO_PATH is named, and what should stand there."""
     with pytest.raises(ConfigError, match=r"FEAST_REPO_PATH `.*` holds no feature_store\.yaml"):
         open_features(f"feast:{tmp_path}").prepare(VIEWS)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    ["project: [password", "project: headrace\nonline_store: {type: sqlite, path: {password: 1}}"],
+    ids=["yaml", "keys"],
+)
+def test_a_broken_feature_store_yaml_is_named_and_not_quoted(tmp_path: Path, broken: str) -> None:
+    """What Feast does not understand is a matter for a person, and a password in it is not repeated."""
+    repository = feature_repository(tmp_path)
+    (repository / "feature_store.yaml").write_text(broken, "utf-8")
+    with pytest.raises(ConfigError, match=r"feature_store\.yaml`") as caught:
+        FeastFeatures(repository).read(VIEW, ["a"])
+    assert "password" not in str(caught.value)

@@ -80,6 +80,7 @@ def run_sink(folder: Path, epochs: int) -> None:
 
 def test_a_sink_killed_at_every_step_writes_each_row_once(tmp_path: Path) -> None:
     """Whatever step of staging and publishing a kill falls on, no row is ever doubled and none is lost."""
+    run_sink(tmp_path / "offline", 2)  # loads what is loaded late, which is no step of the store
     step, killed = 0, True
     while killed:
         folder = tmp_path / str(step) / "offline"
@@ -96,6 +97,8 @@ def test_a_sink_killed_at_every_step_writes_each_row_once(tmp_path: Path) -> Non
 
 def test_a_compaction_killed_at_every_step_leaves_old_or_new(tmp_path: Path) -> None:
     """Whatever step a kill falls on, each row is visible once, writers go on, and the next one cleans up."""
+    put(ParquetOfflineStore(tmp_path / "first"), "aa.0", 0, rows(["a"]))
+    compact(tmp_path / "first")
     step, killed = 0, True
     while killed:
         folder = tmp_path / str(step)

@@ -139,12 +139,7 @@ class FeastFeatures:
                 raise ConfigError(
                     f"FEAST_REPO_PATH `{self._repository}` holds no feature_store.yaml; name the folder that does"
                 )
-            _import_feast()
-            from feast import FeatureStore
-            from feast.infra.provider import get_provider
-
-            store = FeatureStore(repo_path=str(self._repository))
-            self._opened = store, get_provider(store.config)
+            self._opened = _open_store(self._repository)
         return self._opened
 
     @contextmanager
@@ -152,6 +147,27 @@ class FeastFeatures:
         command = f"feast -c {shlex.quote(str(self._repository))} apply"
         with self._lock, translated(command):
             yield
+
+
+def _open_store(repository: Path) -> tuple[feast.FeatureStore, Provider]:
+    _import_feast()
+    import yaml  # type: ignore[import-untyped]  # comes with Feast, without types
+    from feast import FeatureStore
+    from feast.errors import FeastError
+    from feast.infra.provider import get_provider
+    from feast.repo_config import FeastConfigError
+
+    where = f"`{repository / 'feature_store.yaml'}`"
+    try:
+        store = FeatureStore(repo_path=str(repository))
+        return store, get_provider(store.config)
+    except FeastError as error:
+        raise ConfigError(f"{where} asks for something that Feast lacks here: {error}") from error
+    except (FeastConfigError, yaml.YAMLError, ValueError) as error:
+        # Their texts quote the file, which may hold a password.
+        raise ConfigError(
+            f"{where} is not what Feast expects ({type(error).__name__}); compare its documentation"
+        ) from error
 
 
 def _import_feast() -> None:

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from operators.errors import CorruptStoreError, ResumeError
+from stores.offline.claims import BatchClaims
 from stores.offline.disk import FolderView, fsync, locked, make_folders, names_in, translated, viewed
 from stores.offline.layout import (
     FileName,
@@ -63,6 +64,7 @@ class ParquetOfflineStore:
         self._layout = Layout(root)
         self._foreign = ForeignRowsCache()
         self._checked: dict[str, frozenset[str]] = {}  # token → foreign files that its rows were compared with
+        self._claims = BatchClaims(self._layout)
         self._closed = False
 
     def stage(self, writer: str, sequence: int, tables: Mapping[PartitionKey, pa.Table]) -> Staged:
@@ -74,6 +76,7 @@ class ParquetOfflineStore:
         written: list[Path] = []
         rows, withheld, tokens = 0, Withheld(), []
         with translated(f"staging rows of writer `{writer}` in `{self._layout.root}`"), ExitStack() as undo:
+            self._claims.take(writer)
             changed = self._make_staging(staging)
             undo.callback(_remove_sequence, staging, name)
             _remove_sequence(staging, name)
@@ -132,8 +135,9 @@ class ParquetOfflineStore:
         return self._scan(selection, None if columns is None else list(columns))
 
     def close(self) -> None:
-        """Forget what was cached."""
+        """Forget what was cached, and let go of what backfills have claimed."""
         self._closed = True
+        self._claims.release()
         self._foreign = ForeignRowsCache()
         self._checked.clear()
 

@@ -30,6 +30,9 @@ SEQUENCE_MAX = 10**12 - 1
 MERGED_PART = "merged"
 """The part name that compaction writes under; no caller may use it."""
 
+BATCH_PART = "batch"
+"""The part name of backfills: what one has staged lasts no longer than its process."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class PartitionKey:
@@ -191,6 +194,11 @@ def check_tables(writer: str, sequence: int, tables: Mapping[PartitionKey, pa.Ta
 def lineage_of(writer: str) -> str:
     """The lineage that a writer (or the name of its file) belongs to."""
     return writer.partition(".")[0]
+
+
+def part_of(writer: str) -> str:
+    """The part of its sink that a writer is."""
+    return writer.partition(".")[2]
 
 
 _DAY_US = 86_400_000_000
