@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from dataflows.inputs import Input, open_input
-from dataflows.observability.events import Refused, tell
-from dataflows.set_aside import letters_of
+from dataflows.set_aside import letters_of, tell_refused
 from dataflows.summary import Summary
 from operators.decode import Decoder
 from operators.errors import ConfigError
@@ -167,8 +166,7 @@ def _push(shards: list[Shard], piece: Piece, output: _Output, sets: FeatureSets)
 
 def _refuse(piece: Piece, topic: str, store: DeadLetters) -> None:
     letters = letters_of(piece, topic)
-    for letter in letters:
-        tell(Refused(letter.stage, letter.reason, letter.detail, letter.partition, letter.offset, letter.trace_id))
+    tell_refused(letters)
     store.put(letters)
 
 

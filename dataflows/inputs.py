@@ -203,7 +203,8 @@ def _parquet_rows(path: Path) -> Iterator[tuple[bytes, int]]:
 def _row_message(row: dict[str, object]) -> bytes:
     signal = {name: row[name] for name in _SIGNAL_COLUMNS if name in row}
     rest = {name: value for name, value in row.items() if name not in _SIGNAL_COLUMNS}
-    payload = rest["payload"] if isinstance(rest.get("payload"), dict) else rest
+    struct = rest.get("payload")
+    payload = struct if isinstance(struct, dict) else rest
     sendable = {name: _sendable(value) for name, value in payload.items()}
     return orjson.dumps({**signal, "payload": sendable}, default=str)
 

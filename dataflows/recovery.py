@@ -31,6 +31,7 @@ FORMAT = 1
 """Version of the snapshots' content."""
 
 _MANIFEST = "headrace.json"
+_DRAFT = "headrace.part"
 _LOCK = "headrace.lock"
 _WAIT_S = 60.0
 
@@ -59,14 +60,13 @@ class Recovery:
         if manifest.exists():
             saved = orjson.loads(manifest.read_bytes())
             _compare(self.folder, saved["identity"], wanted)
-        elif any(p.name not in (_LOCK,) for p in self.folder.iterdir()):
+        elif not (self.folder / _DRAFT).exists() and any(p.name != _LOCK for p in self.folder.iterdir()):
             raise ConfigError(
                 f"RECOVERY_DIR `{self.folder}` is not empty and was not made by Headrace; name an empty folder"
             )
         else:
             saved = {"identity": wanted, "lineage": uuid.uuid4().hex[:8]}
-            init_db_dir(self.folder, PARTS)
-            _write_durably(manifest, orjson.dumps(saved, option=orjson.OPT_INDENT_2))
+            self._make(saved)
         self._purge()
         return str(saved["lineage"])
 
@@ -101,6 +101,20 @@ class Recovery:
             os.close(self._lock)
             self._lock = -1
 
+    def _make(self, manifest: dict[str, object]) -> None:
+        """Make the snapshots' files.
+
+        The draft comes first: it tells the next run that a folder without a manifest is not a stranger's
+        but one whose making was cut short.
+        """
+        draft = self.folder / _DRAFT
+        _write_durably(draft, orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
+        for leftover in self.folder.glob("part-*.sqlite3*"):
+            leftover.unlink()
+        init_db_dir(self.folder, PARTS)  # type: ignore[no-untyped-call]  # bytewax does not type it
+        draft.rename(self.folder / _MANIFEST)
+        _fsync_folder(self.folder)
+
     def _take_lock(self) -> None:
         self._lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -126,7 +140,7 @@ def resume_epoch(databases: list[sqlite3.Connection]) -> int:
     if not executions:
         return 1
     number, workers, start = max(executions)
-    frontier = dict.fromkeys(range(workers), start)
+    frontier: dict[int, int] = dict.fromkeys(range(workers), start)
     for database in databases:
         marks = database.execute("SELECT worker_index, worker_frontier FROM fronts WHERE ex_num = ?", (number,))
         for worker, epoch in marks:
@@ -152,14 +166,16 @@ def _open_all(folder: Path) -> Iterator[list[sqlite3.Connection]]:
 
 
 def _write_durably(path: Path, data: bytes) -> None:
-    """Write a file so that after a crash it is there whole, or not at all."""
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
+    """Write a file and the name of it to the disk."""
+    with path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    part.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    _fsync_folder(path.parent)
+
+
+def _fsync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:

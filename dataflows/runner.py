@@ -17,6 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dataflows.kernel_cache import drop_stale_kernels
 from dataflows.observability.events import Failed, Started, Stopped, tell, watch
 from dataflows.observability.logs import set_up_logs
 from dataflows.observability.metrics import set_up_metrics
@@ -59,6 +60,7 @@ def run_signals(settings: Settings, cluster: Cluster) -> Summary:
     Exactly once: everything that was read is in the stores when it returns, or in the recovery folder
     for the next run. Raises ConfigError before anything is touched, FatalError if a step failed.
     """
+    drop_stale_kernels()
     set_up_logs(settings.log_level, settings.log_format)
     set_up_metrics()
     sets = settings.feature_sets()
@@ -100,6 +102,7 @@ def bare_flow() -> Dataflow:
 
     try:
         settings = load_settings()
+        drop_stale_kernels()
         set_up_logs(settings.log_level, settings.log_format)
         set_up_metrics()
         sets = settings.feature_sets()
@@ -200,13 +203,13 @@ def _run_engine(flow: Dataflow, settings: Settings, cluster: Cluster) -> None:
     watch(note)
     try:
         with _quiet_stderr(verbose=settings.log_level == "debug"):
-            cli_main(
+            cli_main(  # type: ignore[no-untyped-call]  # bytewax does not type it
                 flow,
                 workers_per_process=cluster.workers,
                 process_id=cluster.process if cluster.addresses else None,
                 addresses=list(cluster.addresses) or None,
                 epoch_interval=timedelta(seconds=settings.snapshot_seconds),
-                recovery_config=RecoveryConfig(settings.recovery_dir, _BACKUP),
+                recovery_config=RecoveryConfig(settings.recovery_dir, _BACKUP),  # type: ignore[no-untyped-call]  # as above
             )
     except BaseException as error:  # the engine's panics are no Exceptions
         raise _one_error(error, failures) from error
@@ -224,9 +227,13 @@ def _one_error(error: BaseException, failures: list[Failed]) -> HeadraceError:
         return known
     if failures:
         first = failures[0]
-        text = f"step `{first.step}` failed at `{first.partition}`: {type(first.error).__name__}: {first.error}"
+        text = f"step `{first.step}` failed at `{first.partition}`: {_first_line(first.error)}"
         return FatalError(f"{text}; LOG_LEVEL=debug shows where")
-    return FatalError(f"the engine stopped: {type(error).__name__}: {error}; LOG_LEVEL=debug shows where")
+    return FatalError(f"the engine stopped: {_first_line(error)}; LOG_LEVEL=debug shows where")
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 @contextmanager

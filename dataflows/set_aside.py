@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import orjson
 
-from dataflows.observability.events import Late, tell
-from stores.deadletters.port import letter_id
+from dataflows.observability.events import Late, Refused, tell
+from operators.errors import SkippableError
 from operators.records import DeadLetter
+from operators.signal_rules import open_document
+from stores.deadletters.port import letter_id
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from dataflows.buses.port import Bus
     from operators.intake import Piece
     from operators.records import SignalBatch
@@ -27,7 +31,7 @@ def late_messages(piece: Piece, topic: str) -> list[bytes]:
     if piece.batch is None or piece.late is None or not piece.originals:
         return []
     index = np.flatnonzero(piece.late)
-    _tell_late(piece.batch, int(index[0]), "late", len(index))
+    tell(_late(piece.batch, int(index[0]), "late", len(index), piece.originals[0]))
     out = []
     for i, original in zip(index.tolist(), piece.originals, strict=True):
         out.append(late_message(original, topic, piece.batch, i, "late"))
@@ -37,12 +41,9 @@ def late_messages(piece: Piece, topic: str) -> list[bytes]:
 def late_at_shard_messages(late: LateAtShard, topic: str, bus: Bus) -> list[bytes]:
     """Events that came below their shard's watermark, their originals fetched from the bus again."""
     events = late.events
-    _tell_late(events, 0, late.reason, len(events))
-    out = []
-    for i, offset in enumerate(events.offset.tolist()):
-        original = bus.fetch(topic, events.partition, offset)
-        out.append(late_message(original, topic, events, i, late.reason))
-    return out
+    originals = [bus.fetch(topic, events.partition, offset) for offset in events.offset.tolist()]
+    tell(_late(events, 0, late.reason, len(events), originals[0]))
+    return [late_message(original, topic, events, i, late.reason) for i, original in enumerate(originals)]
 
 
 def late_message(original: bytes, topic: str, batch: SignalBatch, index: int, reason: str) -> bytes:
@@ -68,13 +69,16 @@ def late_message(original: bytes, topic: str, batch: SignalBatch, index: int, re
 
 
 def letters_of(piece: Piece, topic: str) -> list[DeadLetter]:
-    """The piece's rejects as dead letters. time_us is the wall clock: it is no part of any result."""
+    """The piece's rejects as dead letters.
+
+    time_us is the wall clock, no part of any result, a microsecond more each: listings keep the order of the log.
+    """
     now_us = time.time_ns() // 1000
     partition = piece.tick.partition
     return [
         DeadLetter(
             letter_id=letter_id(topic, partition, r.offset, DECODE),
-            time_us=now_us,
+            time_us=now_us + i,
             stage=DECODE,
             reason=r.reason,
             detail=r.detail,
@@ -84,9 +88,26 @@ def letters_of(piece: Piece, topic: str) -> list[DeadLetter]:
             original=r.original,
             trace_id=r.trace_id,
         )
-        for r in piece.rejects
+        for i, r in enumerate(piece.rejects)
     ]
 
 
-def _tell_late(batch: SignalBatch, index: int, reason: str, count: int) -> None:
-    tell(Late(reason, batch.partition, count, batch.entity(index), int(batch.offset[index])))
+def tell_refused(letters: Sequence[DeadLetter]) -> None:
+    """Tell whoever watches of each letter, without its original."""
+    for letter in letters:
+        place = (letter.partition, letter.offset, letter.trace_id, _entity_of(letter.original))
+        tell(Refused(letter.stage, letter.reason, letter.detail, *place))
+
+
+def _entity_of(original: bytes) -> str | None:
+    """The entity_id of a refused message, if it can be read: whoever looks for the sender wants it."""
+    try:
+        entity = open_document(original).members.get("entity_id")
+    except SkippableError:
+        return None
+    return entity if isinstance(entity, str) else None
+
+
+def _late(batch: SignalBatch, index: int, reason: str, count: int, original: bytes) -> Late:
+    trace_id = open_document(original, bytes_max=len(original)).trace_id
+    return Late(reason, batch.partition, count, batch.entity(index), int(batch.offset[index]), trace_id)

@@ -94,6 +94,11 @@ class Feed:
         self.status = Status.LIVE
         self.caught_up_at: float | None = None
 
+    @property
+    def offset(self) -> int:
+        """Where the reader stands."""
+        return int(str(self.reader.position()["offset"]))
+
     def state(self) -> dict[str, object]:
         """Position and intake, JSON-able."""
         return {"position": self.reader.position(), **self.intake.state()}
@@ -114,6 +119,7 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
         self._epochs_silent = 0
         self._tick_due = True
         self._sync = None if plan.epoch_s is None else EpochSync(plan.epoch_s)
+        self._at: Feed | None = None
         saved = {} if resume is None else cast("dict[str, dict[str, object]]", orjson.loads(resume))
         for partition, state in saved.items():
             self._open(partition, state)
@@ -136,7 +142,9 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
         except StopIteration:
             raise
         except Exception as error:
-            tell(Failed("read", f"slot-{self._slot}", None, error))
+            at = self._at
+            partition, offset = (f"slot-{self._slot}", None) if at is None else (at.intake.partition, at.offset)
+            tell(Failed("read", partition, offset, error))
             raise
         if self._sync is not None:
             self._sync.done()
@@ -188,6 +196,7 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
             if allowed == 0:
                 feed.caught_up_at = None  # there may be more: it waits for the others, it is not idle
                 continue
+            self._at = feed
             size = self._plan.batch_size
             chunk = feed.reader.poll(size if allowed < 0 else min(size, allowed))
             if chunk is None:
@@ -203,7 +212,9 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
             self._alignment.note(feed.intake.partition, feed.intake.newest)
             self._epochs_silent = 0
             self._tell(piece)
+            self._at = None
             return [piece]
+        self._at = None
         return []
 
     def _quiet(self) -> list[Piece]:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow
 from bytewax.operators import StatefulBatchLogic
 
-from dataflows.observability.events import Failed, Refused, WindowsClosed, tell
-from dataflows.set_aside import late_at_shard_messages, late_messages, letters_of
+from dataflows.observability.events import DeadLettersOpened, Failed, WindowsClosed, tell
+from dataflows.set_aside import late_at_shard_messages, late_messages, letters_of, tell_refused
 from dataflows.signal_source import SignalSource, SourcePlan
+from operators.intake import Piece
 from operators.rows import to_table
 from operators.shard import shard_keys, split
 from operators.watermark import Status
@@ -29,13 +30,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from operators.feature_sets import FeatureSets
-    from operators.intake import Piece
     from operators.records import DeadLetter, RowBlock, SignalBatch
     from operators.watermark import Tick
     from operators.windows import LateAtShard
     from stores.deadletters.port import DeadLetters
     from stores.features.port import Features
     from stores.offline.port import OfflineStore
+
+Taken = TypeVar("Taken")
+Given = TypeVar("Given")
 
 FLOW = "signals"
 OFFLINE_WRITERS = 4
@@ -85,11 +88,15 @@ class WindowsLogic(StatefulBatchLogic["Share", "Closed", bytes]):
 
     def on_batch(self, values: list[Share]) -> tuple[Iterable[Closed], bool]:
         """Take shares in order, then close what the watermark has passed."""
+        share = values[0]
+        late: list[LateAtShard] = []
         try:
-            late = [x for s in values if (x := self._shard.push(s.batch, s.tick, s.known)) is not None]
+            for share in values:
+                below = self._shard.push(share.batch, share.tick, share.known)
+                late += [] if below is None else [below]
             blocks = self._shard.advance()
         except Exception as error:
-            failed("windows", values[0].tick.partition, error)
+            tell(Failed("windows", *_place(share), error))
             raise
         ended = any(s.tick.status is not Status.LIVE for s in values)
         return [Closed(self._rows(blocks, final=ended), tuple(late))], False
@@ -118,6 +125,7 @@ def build(plan: SignalPlan) -> Dataflow:
     source, bus = plan.source, plan.source.bus
     keys = shard_keys(plan.shards)
     flow = Dataflow(FLOW)
+    tell(DeadLettersOpened(plan.dead_letters.count))
     pieces = op.input("read", flow, SignalSource(source))
 
     refused = op.flat_map_batch("refused", pieces, _logged("refused", lambda p: _refused(p, source.topic)))
@@ -150,29 +158,38 @@ def failed(step: str, part: str, error: BaseException) -> None:
     tell(Failed(step, part, None, error))
 
 
-def _logged(step: str, work: Callable[[object], Iterable[object]]) -> Callable[[list[object]], Iterable[object]]:
+def _logged(step: str, work: Callable[[Taken], Iterable[Given]]) -> Callable[[list[Taken]], Iterable[Given]]:
     """The engine may swallow an exception: tell of it first, with its step and partition."""
 
-    def batch(items: list[object]) -> Iterable[object]:
-        out: list[object] = []
+    def batch(items: list[Taken]) -> Iterable[Given]:
+        out: list[Given] = []
         for item in items:
             try:
                 out.extend(work(item))
             except Exception as error:
-                tick = getattr(item, "tick", None)
-                tell(Failed(step, "" if tick is None else tick.partition, None, error))
+                tell(Failed(step, *_place(item), error))
                 raise
         return out
 
     return batch
 
 
+def _place(item: object) -> tuple[str, int | None]:
+    """Partition and first offset of what a step had in hand: a piece, a share, or a shard's late events."""
+    match item:
+        case Piece(tick=tick, batch=batch) | Share(tick=tick, batch=batch):
+            return tick.partition, None if batch is None or len(batch) == 0 else int(batch.offset[0])
+        case (_, Closed(late=(first, *_))):
+            return first.events.partition, int(first.events.offset[0])
+        case _:
+            return "", None
+
+
 def _refused(piece: Piece, topic: str) -> list[tuple[str, list[DeadLetter]]]:
     if not piece.rejects:
         return []
     letters = letters_of(piece, topic)
-    for letter in letters:
-        tell(Refused(letter.stage, letter.reason, letter.detail, letter.partition, letter.offset, letter.trace_id))
+    tell_refused(letters)
     return [("letters", letters)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from urllib.parse import quote
 from dataflows.buses import open_bus
 from dataflows.signal_source import SLOTS, SourcePlan
 from dataflows.signals import FLOW, OFFLINE_WRITERS, SignalPlan
+from operators.errors import ConfigError
 from stores.deadletters import open_dead_letters
 from stores.features import open_features, views_of
 from stores.offline import open_offline
@@ -44,7 +46,16 @@ def bus_of(settings: Settings) -> Bus:
 
 
 def offline_of(settings: Settings) -> OfflineStore:
-    """The store of the feature history."""
+    """The store of the feature history. Raises ConfigError unless files can be written there."""
+    folder = settings.offline_data_path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"OFFLINE_DATA_PATH `{folder}` cannot be written to: {error.strerror}; name a folder of this user's"
+        ) from error
     return open_offline(f"{settings.offline_format}:///{quote(str(settings.offline_data_path))}")
 
 

@@ -13,13 +13,14 @@ from numba import int64, uint64
 from numpy.typing import NDArray
 
 from operators import lane_tables, signal_rules
+from operators.compiled import kernel
 from operators.errors import SkippableError
 from operators.feature_sets import FeatureSets
 from operators.json_lane import hash_entities, read_messages
 from operators.lane_tables import Columns, Sources
 from operators.records import Decoded, RawChunk, Reject, SignalBatch
 from operators.signal_rules import ENTITY_BYTES_MAX, EVENT_BYTES_MAX, Reason, Signal
-from operators.simd import kernel, newline_mask, trailing_zeros
+from operators.simd import newline_mask, trailing_zeros
 
 __all__ = ["ENTITY_BYTES_MAX", "EVENT_BYTES_MAX", "Decoder", "Reason", "split_lines"]
 

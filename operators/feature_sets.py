@@ -202,13 +202,14 @@ class _Lines:
     where: str
 
     def at(self, index: int | None, key: str) -> str:
+        declared = rf"\s*\[?\[?\s*[\"']?{re.escape(key)}[\"']?\s*[\]=.]"
         seen = -1
         header = 0
         for number, line in enumerate(self.text.splitlines(), 1):
             if re.match(r"\s*\[\[\s*feature_set\s*\]\]", line):
                 seen += 1
                 header = number if seen == index else header
-            elif (index is None or seen == index) and re.match(rf"\s*\[?\[?\s*[\"']?{re.escape(key)}[\"']?\s*[\]=.]", line):
+            elif (index is None or seen == index) and re.match(declared, line):
                 return f"`{self.where}` line {number}, key `{key}`"
         return f"`{self.where}` line {header or 1}, key `{key}`"
 
@@ -231,8 +232,8 @@ def _feature_set(table: dict[str, object], lines: _Lines, index: int) -> Feature
     fields = _strings(table, "fields", lines, index)
     for field in fields:
         if not _FIELD.fullmatch(field) or "__" in field:
-            message = f"{lines.at(index, 'fields')}: `{field}` must be letters, digits and single _, not starting with a digit"
-            raise ConfigError(message)
+            at = lines.at(index, "fields")
+            raise ConfigError(f"{at}: `{field}` must be letters, digits and single _, not starting with a digit")
     statistics = _strings(table, "statistics", lines, index) if "statistics" in table else STATISTICS
     for statistic in statistics:
         if statistic not in STATISTICS:

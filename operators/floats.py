@@ -11,16 +11,8 @@ import numpy as np
 from numba import float64, int64, uint64
 from numpy.typing import NDArray
 
-from operators.simd import (
-    bits_to_float,
-    digit_mask,
-    kernel,
-    leading_zeros,
-    load_word,
-    multiply_high,
-    piece,
-    trailing_zeros,
-)
+from operators.compiled import kernel, piece
+from operators.simd import bits_to_float, digit_mask, leading_zeros, load_word, multiply_high, trailing_zeros
 
 FAILED = -1
 """Position that says: this lane does not take it."""

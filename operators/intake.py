@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -45,9 +45,12 @@ class Intake:
     seen = signals + late + dead, counted since the beginning of the log.
     """
 
-    def __init__(self, partition: str, decoder: Decoder, bound_us: int, state: Mapping[str, object] | None = None) -> None:
+    def __init__(
+        self, partition: str, decoder: Decoder, bound_us: int, state: Mapping[str, object] | None = None
+    ) -> None:
         """Start at the beginning of the log, or from what `state` returned."""
-        newest, self.seen, self.late, self.dead = (NO_WATERMARK, 0, 0, 0) if state is None else state["intake"]  # type: ignore[misc]  # a list of four, as written below
+        saved = (NO_WATERMARK, 0, 0, 0) if state is None else cast("tuple[int, int, int, int]", state["intake"])
+        newest, self.seen, self.late, self.dead = saved
         self.partition = partition
         self._decoder = decoder
         self._watermark = PartitionWatermark(bound_us, newest)

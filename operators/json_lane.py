@@ -15,6 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numba import int64, uint64
 
+from operators.compiled import kernel, piece
 from operators.floats import FAILED, parse_float, parse_integer
 from operators.hashes import murmur3
 from operators.json_values import hash_bytes, same_bytes, scan_string, skip_scalar, skip_space, skip_value
@@ -37,7 +38,7 @@ from operators.lane_tables import (
 )
 from operators.rfc3339 import TIME_US_END, parse_rfc3339
 from operators.signal_rules import ENTITY_BYTES_MAX
-from operators.simd import PAD, copy_vector, kernel, load_word, piece
+from operators.simd import PAD, copy_vector, load_word
 
 _START = 0
 _BEHIND, _INSIDE, _WRAPPED, _REST = 1, 2, 4, 8

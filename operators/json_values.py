@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numba import int64, uint64
 
+from operators.compiled import kernel, piece
 from operators.floats import FAILED, number_shape
-from operators.simd import differ_mask, high_mask, kernel, load_word, piece, stop_mask, trailing_zeros
+from operators.simd import differ_mask, high_mask, load_word, stop_mask, trailing_zeros
 
 _DEPTH_MAX = 64
 _VECTOR = 32

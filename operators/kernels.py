@@ -15,8 +15,9 @@ from __future__ import annotations
 from decimal import Decimal, localcontext
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from operators.compiled import piece
 
 # Every function takes a line of floats as (floats, e, at): it works on floats[e, at], floats[e, at + 1] …
 
@@ -41,9 +42,10 @@ def _powers() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 _FINE, _WHOLE = _powers()
 _LN2 = 0.6931471805599453
+_LARGEST = np.finfo(np.float64).max
 
 
-@njit(inline="always")
+@piece
 def decay(elapsed_us, halflife_us):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     """2^-(elapsed/halflife), to about one unit in the last place; 0 from 400 halflives on."""
     halflives = elapsed_us / halflife_us
@@ -56,7 +58,7 @@ def decay(elapsed_us, halflife_us):  # type: ignore[no-untyped-def]  # numba inf
     return _FINE[step & 63] * _WHOLE[step >> 6] * series
 
 
-@njit
+@piece
 def ew_update(floats, e, at, x, elapsed_us, halflife_us):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     """Take one value into an EW state."""
     weight = floats[e, at + WEIGHT]
@@ -93,7 +95,7 @@ def ew_update(floats, e, at, x, elapsed_us, halflife_us):  # type: ignore[no-unt
     floats[e, at + MEAN] = high
 
 
-@njit
+@piece
 def pane_update(floats, e, at, x):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     """Take one value into a pane."""
     count = floats[e, at + COUNT] + 1.0
@@ -122,7 +124,7 @@ def pane_update(floats, e, at, x):  # type: ignore[no-untyped-def]  # numba infe
     floats[e, at + HIGHEST] = max(x, floats[e, at + HIGHEST])
 
 
-@njit
+@piece
 def pane_join(window, w, floats, e, at):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     """Join a later pane, not empty, into the earlier one at window[0, w]."""
     if window[0, w + COUNT] == 0.0:
@@ -149,13 +151,13 @@ def pane_join(window, w, floats, e, at):  # type: ignore[no-untyped-def]  # numb
     window[0, w + HIGHEST] = max(window[0, w + HIGHEST], floats[e, at + HIGHEST])
 
 
-@njit(inline="always")
+@piece
 def _finite(x):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     """A result that left float64's range is null, as one that is undefined."""
-    return x if abs(x) <= 1.7976931348623157e308 else np.nan
+    return x if abs(x) <= _LARGEST else np.nan
 
 
-@njit
+@piece
 def window_statistics(panes, p, at, out, row, column):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     """Write count, sum, mean, std, min, max and first of the pane panes[p, at] to out[row, column]."""
     count = panes[p, at + COUNT]
@@ -173,15 +175,15 @@ def window_statistics(panes, p, at, out, row, column):  # type: ignore[no-untype
     out[row, column + 6] = panes[p, at + FIRST]
 
 
-@njit
-def ew_statistics(floats, e, at, out):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
-    """Write last, ewma, ewm_std and zscore of an EW state to out[0:4]."""
-    out[0] = floats[e, at + LAST]
-    out[1] = _finite(floats[e, at + MEAN] + floats[e, at + MEAN_LOW])
-    out[2] = np.nan
-    out[3] = np.nan
+@piece
+def ew_statistics(floats, e, at, out, row):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    """Write last, ewma, ewm_std and zscore of an EW state to out[row]."""
+    out[row, 0] = floats[e, at + LAST]
+    out[row, 1] = _finite(floats[e, at + MEAN] + floats[e, at + MEAN_LOW])
+    out[row, 2] = np.nan
+    out[row, 3] = np.nan
     if floats[e, at + PAIRS] > 0.0:
-        out[2] = _finite(np.sqrt(floats[e, at + EW_SPREAD] * floats[e, at + WEIGHT] / floats[e, at + PAIRS]))
+        out[row, 2] = _finite(np.sqrt(floats[e, at + EW_SPREAD] * floats[e, at + WEIGHT] / floats[e, at + PAIRS]))
     if floats[e, at + PRIOR_DEN] > 0.0 and floats[e, at + PRIOR_NUM] > 0.0:
         prior = np.sqrt(floats[e, at + PRIOR_NUM] / floats[e, at + PRIOR_DEN])
-        out[3] = _finite(floats[e, at + DELTA] / prior)
+        out[row, 3] = _finite(floats[e, at + DELTA] / prior)

@@ -11,9 +11,10 @@ import numpy as np
 from numba import int64, uint64
 from numpy.typing import NDArray
 
+from operators.compiled import kernel, piece
 from operators.json_values import hash_bytes, same_bytes
 from operators.signal_rules import ENTITY_BYTES_MAX
-from operators.simd import PAD, kernel, piece
+from operators.simd import PAD
 
 ENTITY, SOURCE, TRACE, TIME, SEQUENCE, PAYLOAD, SPECVERSION, CONTENT_TYPE, DATA, ENCODED = range(10)
 """Slots of the keys of a signal, then, from SPECVERSION on, of its envelope."""

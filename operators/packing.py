@@ -20,8 +20,7 @@ def pack(meta: dict[str, object], arrays: dict[str, NDArray[np.generic]]) -> byt
     table = [(name, array.dtype.str, array.shape) for name, array in arrays.items()]
     header = orjson.dumps({"meta": meta, "arrays": table})
     parts = [_MAGIC, len(header).to_bytes(8, "little"), header]
-    parts.extend(np.ascontiguousarray(array).data.cast("B") if array.size else b"" for array in arrays.values())
-    return b"".join(parts)
+    return b"".join([*parts, *(np.ascontiguousarray(array).data for array in arrays.values() if array.size)])
 
 
 def unpack(data: bytes) -> tuple[dict[str, object], dict[str, NDArray[np.generic]]]:

@@ -12,8 +12,9 @@ from datetime import date
 import numpy as np
 from numba import int64, uint64
 
+from operators.compiled import piece
 from operators.floats import FAILED, first_digits
-from operators.simd import digit_mask, load_word, piece, trailing_zeros
+from operators.simd import digit_mask, load_word, trailing_zeros
 
 TIME_US_END = (date(2262, 1, 1) - date(1970, 1, 1)).days * 86_400_000_000
 """First time, in microseconds, that is not taken: nanosecond timestamps of 64 bits end in 2262."""

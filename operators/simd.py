@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numba
 from llvmlite import ir  # type: ignore[import-untyped]  # llvmlite carries no types
 from numba import types
 from numba.core import cgutils
@@ -21,18 +20,9 @@ from numba.extending import intrinsic
 PAD = 64
 """Bytes behind a message that must be readable."""
 
-# Their declared types know neither `_nrt` nor what calling an intrinsic from compiled code gives.
-_njit: Callable[..., Callable[[Callable[..., Any]], Any]] = numba.njit
+# Their declared types do not know what calling an intrinsic from compiled code gives.
 _intrinsic: Callable[[Callable[..., Any]], Any] = intrinsic
 _gep: Any = cgutils.gep_inbounds
-
-# None of these functions makes or keeps an array, so none has to count references to one; counting would be most of
-# the time of a function that looks at a few bytes.
-kernel = _njit(cache=True, nogil=True, _nrt=False)
-"""Compile a function on its own; it may be called from Python, and must not make an array."""
-
-piece = _njit(forceinline=True, _nrt=False)
-"""Compile a function into each of its callers; it must not make an array."""
 
 _BYTE = ir.IntType(8)
 _WORD = ir.IntType(64)

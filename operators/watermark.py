@@ -61,6 +61,7 @@ class PartitionWatermark:
 
     def mark(self, event_time: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return which events (int64 (n,), log order) are late, and advance."""
+        late: NDArray[np.bool_]
         late, newest = _late(event_time, self.newest, self.bound_us)
         self.newest = int(newest)
         return late

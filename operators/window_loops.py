@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from operators.compiled import kernel, part, piece
 from operators.kernels import (
     COUNT,
     EW,
@@ -79,6 +79,14 @@ class Ordered(NamedTuple):
     values: NDArray[np.float64]
 
 
+class Scratch(NamedTuple):
+    """Room to work in. window: float64 (1, F * 8). ew: float64 (F, 4). slots: int64 (S,)."""
+
+    window: NDArray[np.float64]
+    ew: NDArray[np.float64]
+    slots: NDArray[np.int64]
+
+
 class RowBuffer(NamedTuple):
     """Room for closed windows. place: int64 (cap, 4); values: float64 (cap, F * 11), NaN is null."""
 
@@ -86,7 +94,7 @@ class RowBuffer(NamedTuple):
     values: NDArray[np.float64]
 
 
-@njit
+@piece
 def _emit(panes, p, at, fields, ew, values, count):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     """Write the values of row `count` from the panes panes[p, at] and the entity's EW statistics."""
     for f in range(fields):
@@ -97,7 +105,7 @@ def _emit(panes, p, at, fields, ew, values, count):  # type: ignore[no-untyped-d
                 values[count, column + _EW_STATISTICS + i] = ew[f, i]
 
 
-@njit
+@part
 def _close_session(floats, ints, specs, spec, e, until, ew, place, values, count):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     head = specs[spec, HEAD_AT]
     end = ints[e, head + NEWEST] + specs[spec, SIZE]
@@ -116,7 +124,7 @@ def _close_session(floats, ints, specs, spec, e, until, ew, place, values, count
     return count + 1
 
 
-@njit
+@part
 def _join_panes(floats, ints, specs, spec, e, last, window):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     """Join the panes of the window that ends with pane `last` into `window` (float64 (1, F * 8)); return its events."""
     panes = specs[spec, PANES]
@@ -134,7 +142,7 @@ def _join_panes(floats, ints, specs, spec, e, last, window):  # type: ignore[no-
     return events
 
 
-@njit
+@part
 def _close_sliding(floats, ints, specs, spec, e, until, ew, window, place, values, count):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     head = specs[spec, HEAD_AT]
     slide = specs[spec, SLIDE]
@@ -169,11 +177,11 @@ def _close_sliding(floats, ints, specs, spec, e, until, ew, window, place, value
     return count
 
 
-@njit
+@part
 def _close(floats, ints, specs, e, until, ew, window, place, values, count):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     """Close the entity's windows with end <= until, spec by spec, and note what closes next."""
     for f in range(ew.shape[0]):
-        ew_statistics(floats, e, f * EW, ew[f])
+        ew_statistics(floats, e, f * EW, ew, f)
     upcoming = NEVER
     for spec in range(specs.shape[0]):
         head = specs[spec, HEAD_AT]
@@ -191,7 +199,7 @@ def _close(floats, ints, specs, e, until, ew, window, place, values, count):  # 
     return count
 
 
-@njit
+@piece
 def _open(ints, specs, e, t, fields, slots):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     """Give an event at `t` its pane in every spec; windows that end by `t` are closed already."""
     upcoming = NEVER
@@ -222,7 +230,7 @@ def _open(ints, specs, e, t, fields, slots):  # type: ignore[no-untyped-def]  # 
     ints[e, NEXT_END] = upcoming
 
 
-@njit
+@piece
 def _take(floats, ints, field, halflife_us, e, t, values, i, slots):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     """Take the values of event `i` into the panes and the EW states."""
     for f in range(field.shape[0]):
@@ -235,7 +243,7 @@ def _take(floats, ints, field, halflife_us, e, t, values, i, slots):  # type: ig
         ints[e, TIMES_AT + f] = t
 
 
-@njit
+@piece
 def _rows_max(specs, events):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     """Rows that `events` events of one entity, and the panes already open, can close at most."""
     total = 0
@@ -244,8 +252,8 @@ def _rows_max(specs, events):  # type: ignore[no-untyped-def]  # numba infers th
     return total
 
 
-@njit(cache=True, nogil=True)
-def apply_events(state, plan, events, rows, group):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+@kernel
+def apply_events(state, plan, scratch, events, rows, group):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     """Apply groups of events from `group` on until all are done or the rows' room is short.
 
     Returns (next group, rows written, rows that the next group may need). Each event first closes the
@@ -259,9 +267,7 @@ def apply_events(state, plan, events, rows, group):  # type: ignore[no-untyped-d
     halflife_us = plan.halflife_us
     bit = np.uint64(plan.bit)
     fields = field.shape[0]
-    window = np.zeros((1, fields * PANE))
-    ew = np.zeros((fields, 4))
-    slots = np.zeros(specs.shape[0], np.int64)
+    window, ew, slots = scratch
     count = 0
     need = 0
     while group < entity.shape[0]:
@@ -281,8 +287,8 @@ def apply_events(state, plan, events, rows, group):  # type: ignore[no-untyped-d
     return group, count, need
 
 
-@njit(cache=True, nogil=True)
-def close_windows(state, plan, watermark, rows, entity):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+@kernel
+def close_windows(state, plan, scratch, watermark, rows, entity):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     """Close every window with end <= watermark, entity by entity from `entity` on.
 
     Returns (next entity, rows written, rows that the next entity may need, end that closes next).
@@ -291,9 +297,7 @@ def close_windows(state, plan, watermark, rows, entity):  # type: ignore[no-unty
     floats, ints = state
     specs = plan.specs
     place, out = rows
-    fields = plan.field.shape[0]
-    window = np.zeros((1, fields * PANE))
-    ew = np.zeros((fields, 4))
+    window, ew, _ = scratch
     count = 0
     need = _rows_max(specs, 0)
     upcoming = NEVER

@@ -6,7 +6,7 @@ together, does not depend on how the log was cut into pieces or how partitions w
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -32,6 +32,7 @@ from operators.window_loops import (
     TIMES_AT,
     Ordered,
     RowBuffer,
+    Scratch,
     SetPlan,
     SetState,
     apply_events,
@@ -80,8 +81,9 @@ class _Set:
     declared: FeatureSet
     plan: SetPlan
     state: SetState
+    scratch: Scratch
     columns: NDArray[np.int64]
-    headers: list[bytes] = field(default_factory=list)
+    headers: list[bytes]
 
 
 class Shard:
@@ -260,7 +262,7 @@ class Shard:
         group = 0
         while group < len(events.entity):
             room = self._rooms[index]
-            group, count, need = apply_events(each.state, each.plan, events, room, group)
+            group, count, need = apply_events(each.state, each.plan, each.scratch, events, room, group)
             yield from self._blocks(index, room, count)
             if group < len(events.entity) and need > len(room.place):
                 self._rooms[index] = _room(each, need)
@@ -271,7 +273,7 @@ class Shard:
         entity, due = 0, NEVER
         while entity < len(each.state.ints):
             room = self._rooms[index]
-            entity, count, need, upcoming = close_windows(each.state, each.plan, now, room, entity)
+            entity, count, need, upcoming = close_windows(each.state, each.plan, each.scratch, now, room, entity)
             due = min(due, int(upcoming))
             blocks.extend(self._blocks(index, room, count))
             if entity < len(each.state.ints) and need > len(room.place):
@@ -340,7 +342,8 @@ def _new_set(declared: FeatureSet, index: int, fields: tuple[str, ...]) -> _Set:
     chosen = [STATISTICS.index(s) for s in declared.statistics]
     columns = [f * STATISTICS_COUNT + s for f in range(count) for s in chosen]
     headers = [hash_header(declared, w) for w in declared.windows]
-    return _Set(declared, plan, _empty_state(plan, 0), np.array(columns, np.int64), headers)
+    scratch = Scratch(np.zeros((1, count * PANE)), np.zeros((count, 4)), np.zeros(len(specs), np.int64))
+    return _Set(declared, plan, _empty_state(plan, 0), scratch, np.array(columns, np.int64), headers)
 
 
 def _empty_state(plan: SetPlan, entities: int) -> SetState:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from stores.offline.port import OfflineStore
 
 Item = TypeVar("Item")
-Taken = TypeVar("Taken", contravariant=True)
+Item_contra = TypeVar("Item_contra", contravariant=True)
 Result = TypeVar("Result")
 Failure = Callable[[str, str, BaseException], None]
 """Hears (step, part, error) before the error is raised."""
@@ -29,9 +30,10 @@ class OfflineSink(FixedPartitionedSink[Rows, bytes]):
         self, store: OfflineStore, lineage: str, failed: Failure, *, parts: int, durable: bool, staged: bool
     ) -> None:
         """parts: writers, fixed for a recovery folder. durable, staged: see OfflineWriter."""
-        self._open = lambda part, resume: OfflineWriter(
-            store, f"{lineage}.{part}", resume, durable=durable, staged=staged
-        )
+        self._store = store
+        self._lineage = lineage
+        self._durable = durable
+        self._staged = staged
         self._failed = failed
         self._parts = parts
 
@@ -45,7 +47,12 @@ class OfflineSink(FixedPartitionedSink[Rows, bytes]):
 
     def build_part(self, step_id: str, for_part: str, resume_state: bytes | None) -> StatefulSinkPartition[Rows, bytes]:
         """Open one writer."""
-        return _Part(step_id, for_part, self._failed, lambda: self._open(for_part, resume_state))
+
+        def open_writer() -> OfflineWriter:
+            name = f"{self._lineage}.{for_part}"
+            return OfflineWriter(self._store, name, resume_state, durable=self._durable, staged=self._staged)
+
+        return _Part(step_id, for_part, self._failed, open_writer)
 
 
 class OnlineSink(FixedPartitionedSink[Rows, bytes]):
@@ -122,10 +129,10 @@ class DeadLetterSink(FixedPartitionedSink[list["DeadLetter"], bytes]):
         return _Part(step_id, for_part, self._failed, lambda: _DeadLetterWriter(self._store))
 
 
-class _Writer(Protocol[Taken]):
+class _Writer(Protocol[Item_contra]):
     """What the three writers have in common."""
 
-    def write(self, value: Taken, /) -> None: ...
+    def write(self, value: Item_contra, /) -> None: ...
     def snapshot(self) -> bytes: ...
     def close(self) -> None: ...
 
@@ -140,7 +147,7 @@ class _Part(StatefulSinkPartition[Item, bytes], Generic[Item]):
 
     def write_batch(self, values: list[Item]) -> None:
         for value in values:
-            self._told(lambda value=value: self._writer.write(value))
+            self._told(partial(self._writer.write, value))
 
     def snapshot(self) -> bytes:
         return self._told(self._writer.snapshot)

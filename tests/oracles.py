@@ -121,10 +121,10 @@ def field_statistics(inside: list[float], upto: list[tuple[int, float]], halflif
     if n == 0:
         return out
     out |= {"sum": math.fsum(inside), "min": min(inside), "max": max(inside), "first": inside[0], "last": inside[-1]}
-    mean = sum(map(Fraction, inside)) / n
+    mean = sum(map(Fraction, inside), Fraction(0)) / n
     out["mean"] = float(mean)
     if n > 1:
-        out["std"] = root(sum((Fraction(x) - mean) ** 2 for x in inside) / (n - 1))
+        out["std"] = root(sum(((Fraction(x) - mean) ** 2 for x in inside), Fraction(0)) / (n - 1))
     out["ewma"], out["ewm_std"] = ew(upto, halflife)
     before, spread = ew(upto[:-1], halflife)
     if before is not None and spread is not None and spread > 0:
@@ -159,9 +159,9 @@ def ew(points: list[tuple[int, float]], halflife: int) -> tuple[float | None, fl
         return None, None
     w = weights(points, halflife)
     mean = ew_mean(points, halflife)
-    total = sum(w)
-    spread = sum(a * (Fraction(x) - mean) ** 2 for a, (_, x) in zip(w, points, strict=True))
-    denominator = total - sum(a * a for a in w) / total
+    total = sum(w, Fraction(0))
+    spread = sum((a * (Fraction(x) - mean) ** 2 for a, (_, x) in zip(w, points, strict=True)), Fraction(0))
+    denominator = total - sum((a * a for a in w), Fraction(0)) / total
     return float(mean), root(spread / denominator) if denominator > 0 else None
 
 

@@ -54,6 +54,7 @@ class Run:
         self.late = 0
 
     def feed(self, events: list[Event]) -> None:
+        """Events of one partition, in the order of its log."""
         batch = batch_of(events, self.sets)
         mark = self.marks[batch.partition]
         late = mark.mark(batch.event_time)
@@ -63,11 +64,13 @@ class Run:
         self.blocks += self.shard.advance()
 
     def end(self) -> None:
+        """The logs end: all windows close."""
         for p in self.known:
             self.shard.push(None, self.marks[p].tick(p, Status.ENDED), self.known)
             self.blocks += self.shard.advance()
 
     def restart(self) -> None:
+        """Go on from a pickled snapshot, as after a crash."""
         self.shard = Shard(self.sets, pickle.loads(pickle.dumps(self.shard.snapshot())))  # noqa: S301  # our own bytes
 
 
@@ -193,7 +196,7 @@ def test_shards_together_are_one(log: list[Event], shards: int) -> None:
     batch = batch_of(log, SETS)
     mark = PartitionWatermark(BOUND)
     pieces = split(batch, mark.mark(batch.event_time), shards)
-    together: dict[object, bytes] = {}
+    together: dict[tuple[int, int, bytes, int, int], bytes] = {}
     for piece in pieces:
         each = Run([batch.partition])
         each.shard.push(pickle.loads(pickle.dumps(piece)), mark.tick(batch.partition, Status.ENDED), each.known)  # noqa: S301  # our own bytes

@@ -15,6 +15,7 @@ import numpy as np
 from operators.decode import split_lines
 from operators.errors import ConfigError, FatalError, ResumeError
 from operators.records import RawChunk
+from operators.simd import PAD
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -122,7 +123,7 @@ class FileReader:
     def poll(self, events_max: int) -> RawChunk | None:
         """See PartitionReader."""
         size = os.fstat(self._file).st_size
-        if size < self._offset or os.stat(self._path).st_ino != os.fstat(self._file).st_ino:
+        if size < self._offset or self._path.stat().st_ino != os.fstat(self._file).st_ino:
             raise ResumeError(
                 f"partition file `{self._path}` was replaced or has shrunk while it was read (byte {self._offset} of"
                 f" {size}); lines may only be appended: restore it, or start anew with an empty RECOVERY_DIR"
@@ -132,8 +133,9 @@ class FileReader:
         want = min(size - self._offset, _READ_BYTES, max(1 << 16, events_max * 1024))
         while True:
             data = self._read(want)
-            starts, lengths, consumed = split_lines(data, lines_max=events_max)
-            if len(starts) > 0 or len(data) < want or self._offset + want >= size:
+            read = len(data) - PAD
+            starts, lengths, consumed = split_lines(data[:read], lines_max=events_max)
+            if len(starts) > 0 or read < want or self._offset + want >= size:
                 break
             if want >= _LINE_BYTES_MAX:
                 return self._huge_line(size)
@@ -155,10 +157,11 @@ class FileReader:
             self._file = -1
 
     def _read(self, size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
-        if len(self._buffer) < size:
-            self._buffer = bytearray(size)
+        """Up to `size` bytes from the offset on, and PAD more without meaning, which the decoder may look at."""
+        if len(self._buffer) < size + PAD:
+            self._buffer = bytearray(size + PAD)
         count = os.preadv(self._file, [memoryview(self._buffer)[:size]], self._offset)
-        return np.frombuffer(self._buffer, np.uint8, count)
+        return np.frombuffer(self._buffer, np.uint8, count + PAD)
 
     def _mark(self) -> str:
         start = max(0, self._offset - _MARK_BYTES)
@@ -172,7 +175,7 @@ class FileReader:
             block = os.pread(self._file, _READ_BYTES, at)
             end = block.find(b"\n")
             if end >= 0:
-                head = self._read(self._event_bytes_max + 1).copy()
+                head = self._read(self._event_bytes_max + 1)[:-PAD].copy()
                 offsets = np.array([self._offset], np.int64)
                 self._offset = at + end + 1
                 return RawChunk(self._partition, head, np.zeros(1, np.int64), np.array([len(head)]), offsets)

@@ -52,8 +52,8 @@ class DemoFolder:
         demo is at work in it.
         """
         try:
-            found = os.listdir(self.root) if self.root.exists() else []
-            if found and _MARK not in found:
+            mine = (self.root / _MARK).exists()
+            if not mine and self.root.exists() and any(self.root.iterdir()):
                 raise ConfigError(f"`{self.root}` is not empty and no demo made it; name another folder with --out")
             self.root.mkdir(parents=True, exist_ok=True)
             mark = os.open(self.root / _MARK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -98,7 +98,9 @@ class DemoFolder:
         try:
             fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ConfigError(f"another demo is at work in `{self.root}`; wait for it, or name another --out") from error
+            raise ConfigError(
+                f"another demo is at work in `{self.root}`; wait for it, or name another --out"
+            ) from error
 
     def _fill(self) -> None:
         try:

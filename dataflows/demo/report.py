@@ -80,8 +80,8 @@ def _show_anomalies(out: Console, remembered: Sequence[Remembered]) -> None:
         anomaly = one.anomaly
         when = f"{moment(anomaly.event_time_us):%Y-%m-%d %H:%M}"
         score = f"[bold red]{_number(anomaly.zscore, signed=True)}[/]"
-        row = (when, anomaly.entity_id, _with_unit(anomaly.field), score, _number(one.last_then), _number(one.last_before))
-        table.add_row(*row)
+        values = (_number(one.last_then), _number(one.last_before))
+        table.add_row(when, anomaly.entity_id, _with_unit(anomaly.field), score, *values)
     moral = "`last` is Feast's answer by point in time: nothing is known before its window ends."
     _show(out, "Strongest anomalies", table, moral)
 
@@ -115,7 +115,6 @@ def _show_next(out: Console, folder: DemoFolder) -> None:
         ("headrace features patient-1", "what is served now"),
         ("headrace dlq list", "the broken ones, and why"),
         ("headrace late list", "those that came too late"),
-        ("headrace compact", "merges the small files"),
         ("feast -c feature_repo feature-views list", "what Feast knows"),
         (f"export WATERMARK_SECONDS={WATERMARK_SECONDS} BUS_FOLLOW=0", "as the demo ran"),
         ("headrace signals", "goes on, nothing twice"),

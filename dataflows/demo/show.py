@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
@@ -30,6 +33,7 @@ from dataflows.demo.story import Story, tell_story
 from dataflows.observability.events import Event, PieceRead, watch
 from dataflows.runner import Cluster, run_signals
 from dataflows.wiring import STOP, features_of
+from operators.errors import MissingExtraError
 
 SEED = 7
 """The same story, and so the same digests, everywhere."""
@@ -47,13 +51,15 @@ def run_demo(out: Path) -> None:
     """
     console = Console(highlight=False, file=sys.stdout)
     folder = DemoFolder(out)
-    console.print("[bold]Headrace[/bold]: real sensor readings to features, live and in batch, served by Feast\n")
-    with no_settings(), folder.claimed():
-        show_findings(console, folder, _play(Steps(console), folder))
-
-
-def _play(steps: Steps, folder: DemoFolder) -> Findings:
+    if find_spec("matplotlib") is None:
+        raise MissingExtraError("the demo", "demo")
     recordings = load_recordings()
+    with no_settings(), folder.claimed():
+        console.print("[bold]Headrace[/bold]: real sensor readings to features, live and in batch, served by Feast\n")
+        show_findings(console, folder, _play(Steps(console), folder, recordings))
+
+
+def _play(steps: Steps, folder: DemoFolder, recordings: tuple[Recording, ...]) -> Findings:
     story = _prepare(steps, folder, recordings)
     _open_feast(steps, folder)
     counts = _run_live(steps, folder, story)
@@ -71,9 +77,7 @@ def _prepare(steps: Steps, folder: DemoFolder, recordings: tuple[Recording, ...]
     readings = sum(map(len, recordings))
     done = f"Shuffled {readings:,} real readings of {len(recordings)} instruments, with mishaps"
     with steps.step("Shuffling readings", done):
-        story = tell_story(
-            recordings, seed=SEED, disorder_us=_DISORDER_US, watermark_us=WATERMARK_SECONDS * 1_000_000
-        )
+        story = tell_story(recordings, seed=SEED, disorder_us=_DISORDER_US, watermark_us=WATERMARK_SECONDS * 1_000_000)
         folder.write_log(story)
     return story
 
@@ -92,12 +96,24 @@ def _run_live(steps: Steps, folder: DemoFolder, story: Story) -> dict[str, int]:
     with steps.step("Running live", "Ran live: bus → windows → Parquet, and Feast online") as say:
         settings = folder.live_settings()
         watch(_reader(say, story.expected["in"]))
-        done = cast("dict[str, int]", run_signals(settings, Cluster()).record())
-        if STOP.is_set():
-            raise KeyboardInterrupt
+        with _interruptible():
+            done = cast("dict[str, int]", run_signals(settings, Cluster()).record())
         check_counts("live", done, story.expected)
         check_set_aside(settings, story.expected)
     return done
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """A run takes SIGINT and SIGTERM for itself and ends cleanly: pass that on, and give the signals back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if STOP.is_set():
+        raise KeyboardInterrupt
 
 
 def _reader(say: Callable[[str], None], total: int) -> Callable[[Event], None]:
@@ -130,9 +146,7 @@ def _serve(
         return serving.read_online(live), serving.look_back(live, anomalies), serving.online_store
 
 
-def _draw(
-    steps: Steps, folder: DemoFolder, recordings: tuple[Recording, ...], story: Story, live: History
-) -> None:
+def _draw(steps: Steps, folder: DemoFolder, recordings: tuple[Recording, ...], story: Story, live: History) -> None:
     with steps.step("Drawing the picture", "Drew the picture"):
         view = next(v for v in live if v.feature_set.fields == GLUCOSE_SENSOR.fields)
         at = next(i for i, r in enumerate(recordings) if r.instrument == GLUCOSE_SENSOR)

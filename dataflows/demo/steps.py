@@ -60,7 +60,7 @@ class Steps:
         self._out.print(line)
 
 
-class _CompileTimer(event.Listener):  # type: ignore[misc]  # numba's classes carry no types
+class _CompileTimer(event.Listener):
     """Adds up the time that numba compiles, and says so while it does."""
 
     def __init__(self, status: Status, doing: str) -> None:
@@ -70,14 +70,14 @@ class _CompileTimer(event.Listener):  # type: ignore[misc]  # numba's classes ca
         self._depth = 0
         self._start = 0.0
 
-    def on_start(self, event: event.Event) -> None:
+    def on_start(self, _: event.Event) -> None:
         """A function, called by another that compiles or not, starts to compile."""
         if self._depth == 0:
             self._start = time.perf_counter()
             self._status.update(f"{self.doing} (compiling the kernels, once)")
         self._depth += 1
 
-    def on_end(self, event: event.Event) -> None:
+    def on_end(self, _: event.Event) -> None:
         """It is compiled."""
         self._depth -= 1
         if self._depth == 0:

@@ -38,7 +38,7 @@ class PieceRead:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A message became a dead letter."""
+    """A message became a dead letter. entity: its entity_id, if there was one to read."""
 
     stage: str
     reason: str
@@ -46,17 +46,19 @@ class Refused:
     partition: str
     offset: int
     trace_id: str | None
+    entity: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Late:
-    """Events came late. first: entity and offset of the first of them."""
+    """Events came late. entity, offset, trace_id: of the first of them."""
 
     reason: str
     partition: str
     count: int
     entity: str
     offset: int
+    trace_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +79,18 @@ class PartitionStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class DeadLetters:
-    """How many dead letters the store holds now."""
+class DeadLettersOpened:
+    """Dead letters go to a store. count: asks it how many it holds; may be called at any time, in any thread."""
 
-    size: int
+    count: Callable[[], int]
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A step raised; the engine may swallow what it raised, this is the record of it."""
+    """A step raised; the engine may swallow what it raised, this is the record of it.
+
+    partition: of the bus, or the part of a sink. offset: the first one that the step had in hand, if any.
+    """
 
     step: str
     partition: str
@@ -93,9 +98,7 @@ class Failed:
     error: BaseException
 
 
-Event = (
-    Started | Stopped | PieceRead | Refused | Late | WindowsClosed | PartitionStatus | DeadLetters | Failed
-)
+Event = Started | Stopped | PieceRead | Refused | Late | WindowsClosed | PartitionStatus | DeadLettersOpened | Failed
 Hook = Callable[[Event], None]
 
 _hooks: list[Hook] = []

@@ -11,8 +11,11 @@ import structlog
 from dataflows.observability.events import Failed, Late, PartitionStatus, Refused, Started, Stopped, watch
 
 if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
     from dataflows.observability.events import Event
 
+_LENGTH_MAX = 128
 _LINES_A_KIND_MAX = 5
 """Refused and late events are logged one by one up to this many a partition; then only counted."""
 
@@ -67,23 +70,28 @@ class _LogHook:
                 log.info("stopped", run=what, **detail)
             case PartitionStatus(partition, status):
                 log.info("partition", partition=partition, status=status)
-            case Refused():
-                fields = {"stage": event.stage, "reason": event.reason, "detail": event.detail, "offset": event.offset}
-                self._some(log, "refused", event.partition, fields | {"trace_id": event.trace_id})
-            case Late(reason, partition, count, entity, offset):
-                fields = {"reason": reason, "count": count, "entity_id": entity, "offset": offset}
-                self._some(log, "late", partition, fields)
+            case Refused(stage, reason, detail):
+                self._some(log, "refused", event, {"stage": stage, "reason": reason, "detail": detail})
+            case Late(reason, _, count):
+                self._some(log, "late", event, {"reason": reason, "count": count})
             case Failed(step, partition, offset, error):
                 text = f"{type(error).__name__}: {error}"
                 log.error("failed", step=step, partition=partition, offset=offset, error=text)
             case _:
                 log.debug("event", kind=type(event).__name__)
 
-    def _some(self, log: structlog.typing.FilteringBoundLogger, name: str, partition: str, fields: dict[str, object]) -> None:
+    def _some(self, log: FilteringBoundLogger, name: str, event: Refused | Late, said: dict[str, object]) -> None:
         """Log the first ones of a partition; a storm of bad input must not become a storm of lines."""
-        seen = self._lines.get((name, partition), 0) + 1
-        self._lines[name, partition] = seen
-        if seen < _LINES_A_KIND_MAX:
-            log.warning(name, partition=partition, **fields)
-        elif seen == _LINES_A_KIND_MAX:
-            log.warning(name, partition=partition, note="further ones are counted in the metrics, not logged", **fields)
+        seen = self._lines.get((name, event.partition), 0) + 1
+        self._lines[name, event.partition] = seen
+        if seen > _LINES_A_KIND_MAX:
+            return
+        if seen == _LINES_A_KIND_MAX:
+            said["note"] = "further ones are counted in the metrics, not logged"
+        who = {"entity_id": _short(event.entity), "trace_id": _short(event.trace_id)}
+        log.warning(name, partition=event.partition, offset=event.offset, **who, **said)
+
+
+def _short(text: str | None) -> str | None:
+    """What others chose and may have made long."""
+    return text if text is None or len(text) <= _LENGTH_MAX else f"{text[:_LENGTH_MAX]}…"

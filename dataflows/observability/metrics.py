@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from dataflows.observability.events import DeadLetters, Failed, Late, PieceRead, Refused, WindowsClosed, watch
+from dataflows.observability.events import DeadLettersOpened, Failed, Late, PieceRead, Refused, WindowsClosed, watch
+from operators.errors import HeadraceError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dataflows.observability.events import Event
 
 SIGNALS = Counter("ingestion_signals", "Signals by what became of them", ["stage", "status", "source"])
@@ -44,7 +48,15 @@ def _count(event: Event) -> None:
         case WindowsClosed(window, rows, latency):
             SIGNALS.labels("windows", "rows", window).inc(rows)
             LATENCY.labels(window).observe(latency)
-        case DeadLetters(size):
-            DLQ.set(size)
+        case DeadLettersOpened(count):
+            DLQ.set_function(lambda: _size(count))
         case _:
             return
+
+
+def _size(count: Callable[[], int]) -> float:
+    """Asked when somebody looks, so that letters dropped by another process are not counted; NaN if nobody answers."""
+    try:
+        return float(count())
+    except (HeadraceError, ValueError):
+        return math.nan

@@ -5,7 +5,8 @@
     <root>/features/<feature_set>/v<version>/window=<window>/date=<date>/<writer>-<sequence>.parquet
     <root>/_staging/writers/<writer>/<token, "/" as "~">      staged, not yet published
     <root>/_staging/compact/                                  folders being merged, or replaced
-    <root>/_staging/*.lock                                    one a store, and one a backfill that is alive
+    <root>/_staging/<writer>.lock                             held by a backfill as long as it lives
+    <root>/_staging/*.lock                                    publish, scan, compact
 
 A token is the path of the published file below `features`. Pure: paths in, names out, no I/O.
 """
