@@ -67,14 +67,14 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:  # noqa: BLE001  # nobody is above: what nobody foresaw ends here, as a sentence
         place = traceback.extract_tb(error.__traceback__)[-1]
         text = f"{type(error).__name__}: {error}".partition("\n")[0]
-        return _fail(
-            f"this is a defect of Headrace, please report it: {text} (`{place.filename}` line {place.lineno})", 1
-        )
+        where = f"`{place.filename}` line {place.lineno}"
+        return _fail(f"this is a defect of Headrace, please report it: {text} ({where})", 1)
     return result if isinstance(result, int) else 0
 
 
 def _fail(sentence: str, code: int) -> int:
-    sys.stderr.write(f"headrace: {sentence}\n")
+    """One line, whatever a library's message holds."""
+    sys.stderr.write(f"headrace: {' '.join(filter(None, sentence.splitlines()))}\n")
     return code
 
 

@@ -13,6 +13,7 @@ import orjson
 from dataflows.batch import BatchPlan, run_batch
 from dataflows.display import progress_bar
 from dataflows.kernel_cache import drop_stale_kernels
+from dataflows.kernel_cache import drop_stale_kernels
 from dataflows.observability.logs import set_up_logs
 from dataflows.wiring import bus_of, dead_letters_of, features_of, offline_of
 from operators.errors import ConfigError, CorruptStoreError
@@ -38,6 +39,7 @@ REPLAY_PARTITION = "replayed-0"
 
 def backfill_files(settings: Settings, paths: Sequence[Path], *, quiet: bool) -> tuple[Summary, Withheld]:
     """Run the batch over the files with the settings of a live run; see `run_batch`."""
+    drop_stale_kernels()
     set_up_logs(settings.log_level, settings.log_format)
     sets = settings.feature_sets()
     topic_folder = (settings.bus_dir / settings.topic_signals).resolve()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import operator
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -23,6 +23,7 @@ from dataflows.demo import show, steps
 from dataflows.demo.check import Anomaly, check_counts, prove_equal, strongest
 from dataflows.demo.folder import DemoFolder, no_settings
 from dataflows.demo.report import _bar
+from dataflows.wiring import STOP
 from operators.errors import ConfigError, HeadraceError, MissingExtraError
 from operators.feature_sets import parse_feature_sets
 from operators.hashes import digest
@@ -45,91 +46,50 @@ HOSTILE = {
 """Settings of somebody else's run: the demo must neither obey nor touch them."""
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
     """A folder with the commands of this checkout on a path of its own, in which nothing was done yet."""
-    folder = tmp_path_factory.mktemp("home")
-    commands = folder / "commands"
+    commands = tmp_path / "commands"
     commands.mkdir()
     (commands / "headrace").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m dataflows "$@"\n', "utf-8")
     (commands / "headrace").chmod(0o755)
     (commands / "feast").symlink_to(Path(sys.executable).with_name("feast"))
-    return folder
+    return tmp_path
 
 
 def _environment(home: Path, **more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in HOSTILE}
-    return {
-        **kept,
-        "PYTHONPATH": str(ROOT),
-        "PATH": f"{home / 'commands'}:{os.environ['PATH']}",
-        "COLUMNS": "80",
-        **more,
-    }
+    path = f"{home / 'commands'}:{os.environ['PATH']}"
+    return {**kept, "PYTHONPATH": str(ROOT), "PATH": path, "COLUMNS": "80", **more}
 
 
-def _demo(home: Path) -> subprocess.CompletedProcess[str]:
+def _demo(home: Path) -> str:
     command = [sys.executable, "-m", "dataflows", "demo"]
-    return subprocess.run(
-        command, cwd=home, env=_environment(home, **HOSTILE), capture_output=True, text=True, check=False
-    )
-
-
-@pytest.fixture(scope="module")
-def shown(home: Path) -> str:
-    """What the demo prints, run once with all defaults."""
-    done = _demo(home)
+    environ = _environment(home, **HOSTILE)
+    done = subprocess.run(command, cwd=home, env=environ, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     return done.stdout
 
 
 class TestDemo:
-    def test_says_what_became_of_every_event(self, shown: str) -> None:
-        """The counts are those that were mixed in, and both runs, Feast and the picture are told of."""
-        assert "15,179 + 120 + 24 + 36 + 12 = 15,371" in shown
-        for part in ("Live = batch, bit for bit", "Strongest anomalies", "Served online now", "data/demo/picture.png"):
-            assert part in shown
-        assert "✗" not in shown
-
-    def test_fits_a_narrow_terminal(self, shown: str) -> None:
-        """No line is longer than 80 columns but for commands, which are never broken."""
-        page, _, commands = shown.partition("What to type next")
-        assert max(map(len, page.splitlines())) <= 80
-        assert "…" not in page
-        assert len(commands.splitlines()) > 5
-
-    def test_touches_nothing_outside_its_folder(self, home: Path, shown: str) -> None:
-        """Whatever is set, the demo works in data/demo alone, and its picture is one."""
-        assert shown
+    def test_as_a_stranger_runs_it(self, home: Path) -> None:
+        """It works whatever is set, in its own folder alone; what it tells to type works; a second run finds the same."""
+        shown = _demo(home)
+        _check_page(shown)
         found = {str(p.relative_to(home)) for p in (*home.iterdir(), *(home / "data").iterdir())}
         assert found == {"commands", "data", "data/demo"}
         assert (home / "data/demo/picture.png").read_bytes().startswith(b"\x89PNG")
-
-    def test_commands_to_type_next_work(self, home: Path, shown: str) -> None:
-        """Everything that it tells to type works as printed, from the folder in which the demo was run."""
-        commands = shown.partition("What to type next")[2].strip()
-        script = "set -e\n" + commands
-        done = subprocess.run(
-            ["sh", "-c", script], cwd=home, env=_environment(home), capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "patient-1 · glucose v1 · window 1h" in done.stdout
-        assert "glucose_v1_1h" in done.stdout
-        counts = [line.split()[1] for line in done.stdout.splitlines() if line.split()[:1] in (["in"], ["repeated"])]
-        assert counts == ["0", "15,371", "2,869"]
-
-    def test_runs_again(self, home: Path, shown: str) -> None:
-        """A second run starts anew and finds the same: digests, anomalies, served values."""
-        again = _demo(home)
-        assert again.returncode == 0, again.stderr
-        pages = [text[text.index("What became") :] for text in (shown, again.stdout)]
+        _type_next(home, shown.partition("What to type next")[2].strip())
+        pages = [text[text.index("What became") :] for text in (shown, _demo(home))]
         assert pages[0] == pages[1]
 
-    def test_a_signal_ends_it(self, home: Path, tmp_path: Path) -> None:
-        """Ctrl-C ends it with 130 and no traceback, whatever it is doing."""
-        command = [sys.executable, "-u", "-m", "dataflows", "demo", "--out", str(tmp_path / "demo")]
+    def test_a_signal_ends_it(self, home: Path) -> None:
+        """Ctrl-C ends it with 130 and no traceback."""
+        command = [sys.executable, "-u", "-m", "dataflows", "demo"]
         pipe = subprocess.PIPE
-        with subprocess.Popen(command, env=_environment(home), stdout=pipe, stderr=pipe, text=True) as process:
+        with subprocess.Popen(
+            command, cwd=home, env=_environment(home), stdout=pipe, stderr=pipe, text=True
+        ) as process:
             assert process.stdout is not None
             assert process.stderr is not None
             reaper = threading.Timer(120, process.kill)
@@ -140,6 +100,40 @@ class TestDemo:
             error = process.stderr.read()
             reaper.cancel()
         assert (process.returncode, "Traceback" in error) == (130, False), error
+
+    def test_a_signal_during_the_run_ends_it_too(self) -> None:
+        """The run takes the signal as a clean stop; the demo ends then, and answers signals as before."""
+        before = signal.getsignal(signal.SIGINT)
+        try:
+            with pytest.raises(KeyboardInterrupt), show._interruptible():
+                signal.signal(signal.SIGINT, lambda *_: STOP.set())
+                signal.raise_signal(signal.SIGINT)
+        finally:
+            STOP.clear()
+        assert signal.getsignal(signal.SIGINT) == before
+
+
+def _check_page(shown: str) -> None:
+    """The counts are those mixed in, no part is missing, and all but the commands fits 80 columns."""
+    page, _, commands = shown.partition("What to type next")
+    assert "15,179 + 120 + 24 + 36 + 12 = 15,371" in page
+    for part in ("Live = batch, bit for bit", "Strongest anomalies", "Served online now", "data/demo/picture.png"):
+        assert part in page
+    assert "✗" not in page
+    assert "…" not in page
+    assert max(map(len, page.splitlines())) <= 80
+    assert len(commands.splitlines()) > 5
+
+
+def _type_next(home: Path, commands: str) -> None:
+    """Type what the page tells, as printed, where the demo was run."""
+    script = ["sh", "-c", f"set -e\n{commands}"]
+    done = subprocess.run(script, cwd=home, env=_environment(home), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "patient-1 · glucose v1 · window 1h" in done.stdout
+    assert "glucose_v1_1h" in done.stdout
+    counts = [line.split()[1] for line in done.stdout.splitlines() if line.split()[:1] in (["in"], ["repeated"])]
+    assert counts == ["0", "15,371", "2,869"]
 
 
 class TestFolder:
@@ -294,29 +288,25 @@ class TestChecks:
 
 class TestSteps:
     @pytest.fixture
-    def out(self) -> Iterator[Console]:
+    def out(self) -> Console:
         """A console that is no terminal."""
-        yield Console(file=StringIO(), width=100, highlight=False)
+        return Console(file=StringIO(), width=100, highlight=False)
 
     def test_compiling_is_told_apart(self, out: Console, monkeypatch: pytest.MonkeyPatch) -> None:
         """Time in which numba compiles is a line of its own, and only when there is some."""
         monkeypatch.setattr(steps, "_WORTH_TELLING_S", 0.0)
 
-        @njit
-        def twice(x):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
-            return x + x
-
+        negative = njit(operator.neg)
         for _ in range(2):
-            with steps.Steps(out).step("Adding", "Added"):
-                assert twice(2) == 4
+            with steps.Steps(out).step("Turning", "Turned"):
+                assert negative(2) == -2
         assert isinstance(out.file, StringIO)
         lines = [line.split("  ")[0].strip() for line in out.file.getvalue().splitlines()]
-        assert lines == [f"✓ {steps._COMPILED}", "✓ Added", "✓ Added"]
+        assert lines == [f"✓ {steps._COMPILED}", "✓ Turned", "✓ Turned"]
 
     def test_a_failure_is_crossed(self, out: Console) -> None:
         """A step that raises is shown as not done, and the error goes on."""
-        with pytest.raises(ValueError, match="no"), steps.Steps(out).step("Trying", "Tried") as say:
-            say("half")
+        with pytest.raises(ValueError, match="no"), steps.Steps(out).step("Trying", "Tried"):
             raise ValueError("no")
         assert isinstance(out.file, StringIO)
         assert out.file.getvalue().split()[:2] == ["✗", "Trying"]

@@ -1,0 +1,188 @@
+"""`make bench`: everything measured in one run on the same bytes, printed and written to RESULTS.md."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from tests.benchmarks.events import Load, write_events
+from tests.benchmarks.fresh import Measurement, measure
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
+PIPELINE = "tests.benchmarks.pipeline"
+PEERS = "tests.benchmarks.peers"
+ENTITIES = (100, 5_000, 100_000)
+RATES = {"dense": 10, "sparse": 1}
+_NATIVE_EVENTS = {("dense", 5_000): 300_000}
+_NATIVE_DEFAULT = 60_000
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One load measured by us and by the others; rates in events a second."""
+
+    load: str
+    entities: int
+    ours: float
+    bare: float
+    arrow: float
+    native: float
+    peak_mib: float
+
+
+def main() -> None:
+    """Measure, print, write."""
+    options = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    options.add_argument("--events", type=int, default=1_000_000, help="events of each load (1,000,000)")
+    options.add_argument("--repeat", type=int, default=3, help="runs of which the median counts (3)")
+    options.add_argument("--only-main", action="store_true", help="5,000 entities only, nothing else")
+    chosen = options.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        text = _report(Path(folder), chosen.events, chosen.repeat, only_main=chosen.only_main)
+    sys.stdout.write(text)
+    if not chosen.only_main and chosen.events == options.get_default("events"):
+        RESULTS.write_text(text, encoding="utf-8")
+
+
+def _report(folder: Path, events: int, repeat: int, *, only_main: bool) -> str:
+    lines = [
+        _line(folder, load, entities, events, repeat)
+        for load in RATES
+        for entities in (ENTITIES if not only_main else (5_000,))
+    ]
+    text = _head(events, repeat) + _table(lines)
+    if only_main:
+        return text
+    return text + _scaling(lines) + _workers(folder, events, repeat) + _state(folder, events) + _online() + _stages(folder)
+
+
+def _line(folder: Path, load: str, entities: int, events: int, repeat: int) -> Line:
+    paths = _events(folder, load, entities, events)
+    _say(f"{load}, {entities:,} entities")
+    ours: list[Measurement] = []
+    bare: list[Measurement] = []
+    arrow: list[Measurement] = []
+    for _ in range(repeat):
+        ours.append(measure(f"{PIPELINE}:headrace", paths=paths))
+        bare.append(measure(f"{PEERS}:bare_loop", paths=paths))
+        arrow.append(measure(f"{PEERS}:pyarrow_json", paths=paths))
+    sample = min(events, _NATIVE_EVENTS.get((load, entities), _NATIVE_DEFAULT))
+    native = measure(f"{PEERS}:native_bytewax", paths=paths, limit=sample)
+    rates = (median(m.events_per_s for m in runs) for runs in (ours, bare, arrow))
+    return Line(load, entities, *rates, native.events_per_s, median(m.peak_bytes for m in ours) / 2**20)
+
+
+def _events(folder: Path, load: str, entities: int, events: int) -> list[str]:
+    place = folder / f"{load}-{entities}-{events}"
+    if not place.exists():
+        place.mkdir()
+        write_events(place, Load(events, entities, RATES[load], partitions=4))
+    return [str(p) for p in sorted(place.glob("*.jsonl"))]
+
+
+def _head(events: int, repeat: int) -> str:
+    return (
+        "# Benchmark results\n\n"
+        "Written by `make bench`; not edited by hand. One run, the same bytes for all:"
+        f" {events:,} JSON events of about 220 bytes with 3 fields, spread over 4 partition files.\n"
+        f"Medians of {repeat} runs, each in a fresh process, on {os.cpu_count()} shared cores"
+        f" ({platform.machine()}, Python {platform.python_version()}): read the ratios, not the rates.\n\n"
+        "*ours*: the whole signal path on one worker, exactly once: read, decode, watermark, windows 1s, 5s and 1m with"
+        " all 11 statistics of 3 fields, snapshots, Parquet published.\n"
+        "*bare*: `for line in lines: orjson.loads(line)`, result dropped. *arrow*: `pyarrow.json` over the same lines,"
+        " one thread.\n*native*: Bytewax's own windows doing only count, mean and std of one field in one 1 s window"
+        " (a sample of the events, rate per event).\n*dense*: 10 events a second and entity; *sparse*: one, so that more"
+        " rows come out than events go in.\n\n"
+    )
+
+
+def _table(lines: list[Line]) -> str:
+    rows = [
+        "| load | entities | ours, k ev/s | bare | arrow | native | ours / bare | ours / native | peak MiB |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for x in lines:
+        rates = " | ".join(f"{rate / 1e3:,.0f}" for rate in (x.ours, x.bare, x.arrow, x.native))
+        ratios = f"{x.ours / x.bare:.2f} | {x.ours / x.native:.0f}"
+        rows.append(f"| {x.load} | {x.entities:,} | {rates} | {ratios} | {x.peak_mib:,.0f} |")
+    return "\n".join(rows) + "\n\n"
+
+
+def _scaling(lines: list[Line]) -> str:
+    text = ""
+    for load in RATES:
+        few, many = (next(x.ours for x in lines if x.load == load and x.entities == n) for n in (100, 100_000))
+        text += f"- Cost per event, {load}, 100,000 entities against 100: {few / many:.2f} ×\n"
+    return text
+
+
+def _workers(folder: Path, events: int, repeat: int) -> str:
+    paths = _events(folder, "dense", 5_000, 4 * events)
+    _say("two workers")
+    ratios: list[float] = []
+    for _ in range(repeat):
+        one = measure(f"{PIPELINE}:headrace", paths=paths, workers=1)
+        two = measure(f"{PIPELINE}:headrace", paths=paths, workers=2)
+        ratios.append(two.events_per_s / one.events_per_s)
+    shown = ", ".join(f"{r:.2f}" for r in sorted(ratios))
+    return f"- Two workers against one, dense, 5,000 entities, {4 * events:,} events, pairs: {shown} ×\n"
+
+
+def _state(folder: Path, events: int) -> str:
+    text = ""
+    for entities in (5_000, 100_000):
+        _say(f"state, {entities:,} entities")
+        found = _with_report("headrace_pauses", _events(folder, "sparse", entities, 4 * events))
+        pauses = found["pauses"]
+        longest = f"{max(pauses) * 1e3:,.0f} ms" if pauses else "none taken"
+        text += (
+            f"- State of {entities:,} entities (3 fields, 3 windows): {found['state_bytes'] / entities:,.0f} bytes each;"
+            f" {len(pauses)} snapshots, a second apart: longest pause {longest}\n"
+        )
+    return text
+
+
+def _online() -> str:
+    _say("online store")
+    ours = measure(f"{PIPELINE}:online_rows", rows=2_000, push=False).events_per_s
+    push = measure(f"{PIPELINE}:online_rows", rows=2_000, push=True).events_per_s
+    return f"- Online store (Feast, SQLite), rows of 33 features a second: {ours:,.0f}; Feast's own `push`: {push:,.0f}\n"
+
+
+def _stages(folder: Path) -> str:
+    text = "\nShare of the time by stage, one worker, 5,000 entities:\n\n"
+    shares: dict[str, dict[str, float]] = {}
+    for load in RATES:
+        _say(f"stages, {load}")
+        paths = sorted(str(p) for p in folder.glob(f"{load}-5000-*/*.jsonl") if "4000000" not in str(p))
+        spent = _with_report("headrace_stages", paths)
+        total = sum(spent.values())
+        shares[load] = {stage: seconds / total for stage, seconds in spent.items()}
+    text += "| stage | " + " | ".join(shares) + " |\n|---|" + "--:|" * len(shares) + "\n"
+    for stage in shares["dense"]:
+        text += f"| {stage} | " + " | ".join(f"{shares[load].get(stage, 0.0):.0%}" for load in shares) + " |\n"
+    widest = {load: max((s for s in shares[load]), key=lambda s, load=load: shares[load][s]) for load in shares}
+    return text + "\nThe next bottleneck: " + "; ".join(f"{load}: {stage}" for load, stage in widest.items()) + ".\n"
+
+
+def _with_report(function: str, paths: list[str]) -> dict[str, float]:
+    with tempfile.NamedTemporaryFile(suffix=".json") as report:
+        measure(f"{PIPELINE}:{function}", paths=paths, report=report.name)
+        found: dict[str, float] = json.loads(Path(report.name).read_text(encoding="utf-8"))
+        return found
+
+
+def _say(what: str) -> None:
+    sys.stderr.write(f"measuring: {what}\n")
+
+
+if __name__ == "__main__":
+    main()
