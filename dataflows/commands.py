@@ -13,7 +13,6 @@ import orjson
 from dataflows.batch import BatchPlan, run_batch
 from dataflows.display import progress_bar
 from dataflows.kernel_cache import drop_stale_kernels
-from dataflows.kernel_cache import drop_stale_kernels
 from dataflows.observability.logs import set_up_logs
 from dataflows.wiring import bus_of, dead_letters_of, features_of, offline_of
 from operators.errors import ConfigError, CorruptStoreError

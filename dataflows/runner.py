@@ -22,7 +22,7 @@ from dataflows.observability.events import Failed, Started, Stopped, tell, watch
 from dataflows.observability.logs import set_up_logs
 from dataflows.observability.metrics import set_up_metrics
 from dataflows.recovery import Recovery
-from dataflows.signals import FLOW, build
+from dataflows.signal_flow import FLOW, build
 from dataflows.summary import Summary, summary_of
 from dataflows.wiring import STOP, Engine, bus_of, identity_of, offline_of, signal_plan
 from operators.errors import FatalError, HeadraceError

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import orjson
 
-from dataflows.signals import FLOW
+from dataflows.signal_flow import FLOW
 from operators.windows import Shard
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from dataflows.buses import open_bus
+from dataflows.signal_flow import FLOW, OFFLINE_WRITERS, SignalPlan
 from dataflows.signal_source import SLOTS, SourcePlan
-from dataflows.signals import FLOW, OFFLINE_WRITERS, SignalPlan
 from operators.errors import ConfigError
 from stores.deadletters import open_dead_letters
 from stores.features import open_features, views_of

@@ -299,10 +299,11 @@ def test_empty_files_give_nothing(place: Place, tmp_path: Path) -> None:
     assert set(summary.values()) == {0}
 
 
-def test_damaged_csv_is_named_with_its_line(tmp_path: Path) -> None:
-    """What no CSV reader understands stops the run with the file and the line."""
+def test_damaged_csv_is_named_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quote that is never closed makes one huge cell: the run stops with the file and the line."""
+    monkeypatch.setattr("dataflows.inputs._CELL_BYTES_MAX", 1000)
     path = tmp_path / "p.csv"
-    path.write_text("entity_id,event_time,sequence,a\nx,1,1,1\n" + '"' + "y" * (1 << 27))
+    path.write_text("entity_id,event_time,sequence,a\nx,1,1,1\n" + '"' + "y" * 2000)
     source = open_input(path, EVENT_BYTES_MAX)
     with pytest.raises(ConfigError, match=r"p\.csv` is not CSV near line 2"):
         source.poll(10)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import operator
 import os
 import signal
 import subprocess
@@ -12,6 +11,7 @@ import threading
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -73,7 +73,7 @@ def _demo(home: Path) -> str:
 
 class TestDemo:
     def test_as_a_stranger_runs_it(self, home: Path) -> None:
-        """It works whatever is set, in its own folder alone; what it tells to type works; a second run finds the same."""
+        """It works whatever is set, in its own folder alone; what it says to type works; a second run finds the same."""
         shown = _demo(home)
         _check_page(shown)
         found = {str(p.relative_to(home)) for p in (*home.iterdir(), *(home / "data").iterdir())}
@@ -103,13 +103,16 @@ class TestDemo:
 
     def test_a_signal_during_the_run_ends_it_too(self) -> None:
         """The run takes the signal as a clean stop; the demo ends then, and answers signals as before."""
-        before = signal.getsignal(signal.SIGINT)
-        try:
-            with pytest.raises(KeyboardInterrupt), show._interruptible():
+
+        def run() -> None:
+            with show._interruptible():
                 signal.signal(signal.SIGINT, lambda *_: STOP.set())
                 signal.raise_signal(signal.SIGINT)
-        finally:
-            STOP.clear()
+
+        before = signal.getsignal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+        STOP.clear()
         assert signal.getsignal(signal.SIGINT) == before
 
 
@@ -296,7 +299,7 @@ class TestSteps:
         """Time in which numba compiles is a line of its own, and only when there is some."""
         monkeypatch.setattr(steps, "_WORTH_TELLING_S", 0.0)
 
-        negative = njit(operator.neg)
+        negative: Any = njit(lambda x: -x)
         for _ in range(2):
             with steps.Steps(out).step("Turning", "Turned"):
                 assert negative(2) == -2

@@ -49,14 +49,14 @@ def headrace_stages(paths: Sequence[str], report: str) -> tuple[int, float]:
 
 def headrace_pauses(paths: Sequence[str], report: str) -> tuple[int, float]:
     """The same with a snapshot a second; writes {pauses: [seconds], state_bytes, entities} to `report`."""
-    from dataflows import signals
+    from dataflows import signal_flow
     from dataflows.signal_source import SignalSlot
 
     pauses: list[float] = []
     stopped: list[float] = []
     sizes: dict[int, int] = {}
     plain_snapshot, plain_next = SignalSlot.snapshot, SignalSlot.next_batch
-    plain_state = signals.WindowsLogic.snapshot
+    plain_state = signal_flow.WindowsLogic.snapshot
 
     def snapshot(self: SignalSlot) -> bytes:
         stopped.append(perf_counter())
@@ -68,13 +68,13 @@ def headrace_pauses(paths: Sequence[str], report: str) -> tuple[int, float]:
             stopped.clear()
         return plain_next(self)
 
-    def state(self: signals.WindowsLogic) -> bytes:
+    def state(self: signal_flow.WindowsLogic) -> bytes:
         data = plain_state(self)
         sizes[id(self)] = len(data)
         return data
 
     SignalSlot.snapshot, SignalSlot.next_batch = snapshot, next_batch  # type: ignore[method-assign]  # watched
-    signals.WindowsLogic.snapshot = state  # type: ignore[method-assign]  # watched
+    signal_flow.WindowsLogic.snapshot = state  # type: ignore[method-assign]  # watched
     with _place(paths, snapshot_seconds=1) as settings:
         sizes.clear()
         pauses.clear()
@@ -175,7 +175,7 @@ def _settings(root: Path, **more: object) -> Settings:
 @contextmanager
 def _timed(spent: dict[str, float]) -> Iterator[None]:
     """Put a clock round each stage; a stage's time is its own, without that of a stage inside it."""
-    from dataflows import signals
+    from dataflows import signal_flow
     from dataflows.buses.folder import FileReader
     from operators import intake, windows
     from operators.decode import Decoder
@@ -185,12 +185,12 @@ def _timed(spent: dict[str, float]) -> Iterator[None]:
         (FileReader, "poll", "read"),
         (Decoder, "decode", "decode"),
         (intake.PartitionWatermark, "mark", "decode"),
-        (signals, "split", "split by shard"),
+        (signal_flow, "split", "split by shard"),
         (windows.Shard, "push", "wait and order"),
         (windows, "in_order", "wait and order"),
         (windows.Shard, "advance", "windows"),
         (windows, "finish_rows", "rows: hash and columns"),
-        (signals, "to_table", "rows: hash and columns"),
+        (signal_flow, "to_table", "rows: hash and columns"),
         (ParquetOfflineStore, "stage", "Parquet"),
         (ParquetOfflineStore, "publish", "Parquet"),
     ]

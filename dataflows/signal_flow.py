@@ -1,0 +1,214 @@
+"""The signal path, laid out as a Bytewax flow.
+
+bus partition ─▶ decode, mark late ─▶ split by shard ─▶ windows ─▶ offline rows + online features
+                     │ dead letters        │ late (partition)  │ late (shard)
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import bytewax.operators as op
+from bytewax.dataflow import Dataflow
+from bytewax.operators import StatefulBatchLogic
+
+from dataflows.observability.events import DeadLettersOpened, Failed, WindowsClosed, tell
+from dataflows.set_aside import late_at_shard_messages, late_messages, letters_of, tell_refused
+from dataflows.signal_source import SignalSource, SourcePlan
+from operators.intake import Piece
+from operators.rows import to_table
+from operators.shard import shard_keys, split
+from operators.watermark import Status
+from operators.windows import Shard
+from stores.features.port import View, views_of
+from stores.sinks import DeadLetterSink, LogSink, OfflineSink, OnlineSink
+from stores.writers import Rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from operators.feature_sets import FeatureSets
+    from operators.records import DeadLetter, RowBlock, SignalBatch
+    from operators.watermark import Tick
+    from operators.windows import LateAtShard
+    from stores.deadletters.port import DeadLetters
+    from stores.features.port import Features
+    from stores.offline.port import OfflineStore
+
+Taken = TypeVar("Taken")
+Given = TypeVar("Given")
+
+FLOW = "signals"
+OFFLINE_WRITERS = 4
+STEPS = ("read", "dead_letters", "late", "windows", "offline", "online")
+"""Steps with state: their names are part of the snapshots and never change."""
+
+
+@dataclass(frozen=True, slots=True)
+class SignalPlan:
+    """Everything the flow is made of, opened and checked."""
+
+    source: SourcePlan
+    shards: int
+    topic_late: str
+    offline: OfflineStore
+    features: Features | None
+    dead_letters: DeadLetters
+    lineage: str
+    durable: bool
+    staged: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one shard gets of a piece: its signals, and how far the partition has come."""
+
+    tick: Tick
+    known: tuple[str, ...]
+    batch: SignalBatch | None
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """What one shard gives: rows for the stores, and events that came below its watermark."""
+
+    rows: Rows
+    late: tuple[LateAtShard, ...] = ()
+
+
+class WindowsLogic(StatefulBatchLogic["Share", "Closed", bytes]):
+    """One shard as Bytewax sees it: it never flushes on its own, and its snapshot is bytes."""
+
+    def __init__(self, sets: FeatureSets, resume: bytes | None) -> None:
+        """resume: what `snapshot` returned."""
+        self._sets = sets
+        self._shard = Shard(sets, resume)
+
+    def on_batch(self, values: list[Share]) -> tuple[Iterable[Closed], bool]:
+        """Take shares in order, then close what the watermark has passed."""
+        share = values[0]
+        late: list[LateAtShard] = []
+        try:
+            for share in values:
+                below = self._shard.push(share.batch, share.tick, share.known)
+                late += [] if below is None else [below]
+            blocks = self._shard.advance()
+        except Exception as error:
+            tell(Failed("windows", *_place(share), error))
+            raise
+        ended = any(s.tick.status is not Status.LIVE for s in values)
+        return [Closed(self._rows(blocks, final=ended), tuple(late))], False
+
+    def on_eof(self) -> tuple[Iterable[Closed], bool]:
+        """The run stops here, not the log: windows stay open; the stores need not wait for more rows."""
+        return [Closed(Rows(final=True))], False
+
+    def snapshot(self) -> bytes:
+        """The shard's state."""
+        return self._shard.snapshot()
+
+    def _rows(self, blocks: list[RowBlock], *, final: bool) -> Rows:
+        tables = []
+        for block in blocks:
+            declared = self._sets.sets[block.set_index]
+            view = View(declared, declared.windows[block.spec_index])
+            tables.append((view, to_table(block, declared)))
+            latency_ms = time.time() * 1e3 - int(block.event_time.max()) / 1e3
+            tell(WindowsClosed(view.window.text, len(block), latency_ms))
+        return Rows(tuple(tables), final=final)
+
+
+def build(plan: SignalPlan) -> Dataflow:
+    """Lay the flow. Step names are frozen: Bytewax silently drops the state of a renamed one."""
+    source, bus = plan.source, plan.source.bus
+    keys = shard_keys(plan.shards)
+    flow = Dataflow(FLOW)
+    tell(DeadLettersOpened(plan.dead_letters.count))
+    pieces = op.input("read", flow, SignalSource(source))
+
+    refused = op.flat_map_batch("refused", pieces, _logged("refused", lambda p: _refused(p, source.topic)))
+    op.output("dead_letters", refused, DeadLetterSink(plan.dead_letters, failed))
+
+    shares = op.flat_map_batch("split", pieces, _logged("split", lambda p: _shares(p, keys)))
+    closed = op.stateful_batch("windows", shares, lambda resume: WindowsLogic(source.sets, resume))
+
+    late_there = op.flat_map_batch("late_at_partition", pieces, _logged("late", lambda p: _late_there(p, source.topic)))
+    late_here = op.flat_map_batch("late_at_shard", closed, _logged("late", lambda c: _late_here(c, plan)))
+    late = op.merge("late_events", late_there, late_here)
+
+    def append(messages: list[bytes], at: int) -> int:
+        return bus.append(plan.topic_late, plan.lineage, messages, at=at)
+
+    op.output("late", late, LogSink(append, failed, durable=plan.durable))
+
+    rows = op.map("rows", closed, lambda pair: (pair[0], pair[1].rows))
+    offline = OfflineSink(
+        plan.offline, plan.lineage, failed, parts=OFFLINE_WRITERS, durable=plan.durable, staged=plan.staged
+    )
+    op.output("offline", rows, offline)
+    if plan.features is not None:
+        op.output("online", rows, OnlineSink(plan.features, views_of(source.sets), failed))
+    return flow
+
+
+def failed(step: str, part: str, error: BaseException) -> None:
+    """Tell of an error before the engine sees it."""
+    tell(Failed(step, part, None, error))
+
+
+def _logged(step: str, work: Callable[[Taken], Iterable[Given]]) -> Callable[[list[Taken]], Iterable[Given]]:
+    """The engine may swallow an exception: tell of it first, with its step and partition."""
+
+    def batch(items: list[Taken]) -> Iterable[Given]:
+        out: list[Given] = []
+        for item in items:
+            try:
+                out.extend(work(item))
+            except Exception as error:
+                tell(Failed(step, *_place(item), error))
+                raise
+        return out
+
+    return batch
+
+
+def _place(item: object) -> tuple[str, int | None]:
+    """Partition and first offset of what a step had in hand: a piece, a share, or a shard's late events."""
+    match item:
+        case Piece(tick=tick, batch=batch) | Share(tick=tick, batch=batch):
+            return tick.partition, None if batch is None or len(batch) == 0 else int(batch.offset[0])
+        case (_, Closed(late=(first, *_))):
+            return first.events.partition, int(first.events.offset[0])
+        case _:
+            return "", None
+
+
+def _refused(piece: Piece, topic: str) -> list[tuple[str, list[DeadLetter]]]:
+    if not piece.rejects:
+        return []
+    letters = letters_of(piece, topic)
+    tell_refused(letters)
+    return [("letters", letters)]
+
+
+def _shares(piece: Piece, keys: tuple[str, ...]) -> list[tuple[str, Share]]:
+    if piece.batch is None or piece.late is None or len(piece.batch) == 0:
+        return [(key, Share(piece.tick, piece.known, None)) for key in keys]
+    parts = split(piece.batch, piece.late, len(keys))
+    return [(key, Share(piece.tick, piece.known, part)) for key, part in zip(keys, parts, strict=True)]
+
+
+def _late_there(piece: Piece, topic: str) -> list[tuple[str, list[bytes]]]:
+    """Late by their partition's own watermark; always one item, so that the log's writer is awake."""
+    return [("log", late_messages(piece, topic))]
+
+
+def _late_here(pair: tuple[str, Closed], plan: SignalPlan) -> list[tuple[str, list[bytes]]]:
+    """Late at the shard: their originals are fetched from the bus again."""
+    source = plan.source
+    messages: list[bytes] = []
+    for late in pair[1].late:
+        messages += late_at_shard_messages(late, source.topic, source.bus)
+    return [("log", messages)] if messages else []
