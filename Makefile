@@ -10,7 +10,7 @@ export PIP_CACHE_DIR ?= $(CURDIR)/.venv/.cache/pip
 export MPLCONFIGDIR ?= $(CURDIR)/.venv/.cache/matplotlib
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help run test lint bench lock clean
+.PHONY: help run test lint bench docs lock clean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +27,9 @@ lint: $(SETUP) ## Check style (ruff) and types (mypy, strict)
 
 bench: $(SETUP) ## Measure, print the table, write it to tests/benchmarks/RESULTS.md
 	@.venv/bin/python -m tests.benchmarks $(ARGS)
+
+docs: $(SETUP) ## Write the tables of README.md anew from the code
+	@.venv/bin/python -m tests.readme_tables
 
 lock: .venv/bin/uv ## Write requirements.lock anew from pyproject.toml (ARGS=--upgrade for newer releases)
 	@.venv/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --all-extras \

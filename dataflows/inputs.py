@@ -8,6 +8,7 @@ every other is a field of the payload.
 from __future__ import annotations
 
 import csv
+import json
 import math
 import re
 from io import TextIOWrapper
@@ -175,7 +176,7 @@ def _text(text: str) -> bytes:
     try:
         return orjson.dumps(text)
     except orjson.JSONEncodeError:
-        return b'"' + text.encode("utf-8", "surrogateescape") + b'"'
+        return json.dumps(text, ensure_ascii=False).encode("utf-8", "surrogateescape")
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[bytes, int]]:

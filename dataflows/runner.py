@@ -65,13 +65,13 @@ def run_signals(settings: Settings, cluster: Cluster) -> Summary:
     set_up_metrics()
     sets = settings.feature_sets()
     recovery = Recovery(settings.recovery_dir)
-    lineage = _claim(recovery, settings, cluster)
     try:
+        lineage = _claim(recovery, settings, cluster)
         before = summary_of(recovery, sets)
         engine = Engine(lineage, durable=True, workers=cluster.total, epoch_s=float(settings.snapshot_seconds))
         flow = build(signal_plan(settings, sets, engine))
         _stop_on_signals()
-        tell(Started(FLOW, {"workers": cluster.total, "recovery": str(settings.recovery_dir), "lineage": lineage}))
+        tell(Started(FLOW, _described(settings, cluster, str(settings.recovery_dir), lineage)))
         _run_engine(flow, settings, cluster)
         settle(recovery, settings, lineage)
         done = summary_of(recovery, sets).since(before)
@@ -113,13 +113,14 @@ def bare_flow() -> Dataflow:
             recovery = Recovery(options.recovery)
             lineage = _claim(recovery, settings, cluster)
             engine = Engine(lineage, durable=True, workers=cluster.total, epoch_s=options.epoch_s)
-            atexit.register(_settle_at_exit, recovery, settings, lineage)
         flow = build(signal_plan(settings, sets, engine))
+        if options.recovery is not None:
+            atexit.register(_settle_at_exit, recovery, settings, lineage)
     except HeadraceError as error:
         sys.stderr.write(f"headrace: {error}\n")
         raise SystemExit(exit_code(error)) from None
     _stop_on_signals()
-    tell(Started(FLOW, {"workers": cluster.total, "recovery": str(options.recovery), "lineage": engine.lineage}))
+    tell(Started(FLOW, _described(settings, cluster, str(options.recovery), engine.lineage)))
     return flow
 
 
@@ -155,6 +156,12 @@ def _engine_options(arguments: list[str]) -> tuple[_Options, Cluster]:
     addresses = tuple(known.addresses.split(";")) if known.addresses else ()
     cluster = Cluster(int(known.workers_per_process or 1), int(known.process_id or 0), addresses)
     return _Options(recovery, float(known.snapshot_interval or 10)), cluster
+
+
+def _described(settings: Settings, cluster: Cluster, recovery: str, lineage: str) -> dict[str, object]:
+    partitions = len(bus_of(settings).partitions(settings.topic_signals))
+    bus = f"{settings.bus_dir}/{settings.topic_signals}"
+    return {"bus": bus, "partitions": partitions, "workers": cluster.total, "recovery": recovery, "lineage": lineage}
 
 
 def _claim(recovery: Recovery, settings: Settings, cluster: Cluster) -> str:

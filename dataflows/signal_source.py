@@ -68,11 +68,15 @@ class Alignment:
         self._newest: dict[str, int] = {}
 
     def note(self, partition: str, newest: int) -> None:
-        """A partition has more to read and has come this far."""
+        """Note how far a partition has come.
+
+        One at the end of its log still holds the others until it is idle: no window can close beyond it,
+        so what they read on would only wait in memory.
+        """
         self._newest[partition] = newest
 
     def leave(self, partition: str) -> None:
-        """A partition is at the end of its log: nobody waits for it."""
+        """A partition is idle or has ended: nobody waits for it."""
         self._newest.pop(partition, None)
 
     def allowed(self, newest: int) -> int:
@@ -131,6 +135,8 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
         if self._plan.stop.is_set():
             raise StopIteration
         try:
+            if self._plan.follow:
+                self._discover()
             pieces = self._fetch()
             while pieces and len(pieces) < _STRETCH_PIECES_MAX and time.monotonic() < until:
                 more = self._fetch()
@@ -202,7 +208,8 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
             if chunk is None:
                 if feed.caught_up_at is None:
                     feed.caught_up_at = time.monotonic()
-                    self._alignment.leave(feed.intake.partition)
+                if not self._plan.follow and feed.status is not Status.ENDED:
+                    return self._turn([feed], Status.ENDED, "ended")
                 continue
             if feed.status is Status.IDLE:
                 tell(PartitionStatus(feed.intake.partition, "awake"))
@@ -218,15 +225,11 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
         return []
 
     def _quiet(self) -> list[Piece]:
-        """Nothing to read: find new partitions, end, go idle, or let time be seen to pass."""
-        caught_up = all(f.caught_up_at is not None for f in self._feeds.values())
+        """Nothing to read: end, go idle, or let time be seen to pass."""
         if not self._plan.follow:
-            if not caught_up:
-                return []
-            if any(f.status is not Status.ENDED for f in self._feeds.values()):
-                return self._turn(list(self._feeds.values()), Status.ENDED, "ended")
-            raise StopIteration
-        self._discover()
+            if all(f.status is Status.ENDED for f in self._feeds.values()):
+                raise StopIteration
+            return []
         if self._plan.idle_s > 0:
             now = time.monotonic()
             silent = [
@@ -244,6 +247,7 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
     def _turn(self, feeds: list[Feed], status: Status, word: str) -> list[Piece]:
         for feed in feeds:
             feed.status = status
+            self._alignment.leave(feed.intake.partition)
             tell(PartitionStatus(feed.intake.partition, word))
         self._epochs_silent = 0
         return [Piece(f.intake.tick(status), self._known) for f in feeds]

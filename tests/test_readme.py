@@ -1,4 +1,4 @@
-"""README.md does not lie: its commands run and print what it says, its tables are those of the code, its links lead somewhere."""
+"""README.md does not lie: commands run and print what it says, tables are the code's, links lead somewhere."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_each_guarantee_names_a_test_that_exists() -> None:
 def test_links_lead_somewhere() -> None:
     """Every relative link is a file of the project, every anchor a heading of the page."""
     headings = {
-        re.sub(r"[^a-z0-9 -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)$", _text(), re.M)
+        re.sub(r"[^a-z0-9 -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)$", _text(), re.MULTILINE)
     }
     for path, anchor in _LINK.findall(_text()):
         assert (ROOT / path).exists(), path
@@ -94,7 +94,7 @@ def test_every_command_named_exists() -> None:
     groups = {words.split()[0] for words in known}
     named = {
         match.strip()
-        for code in re.findall(r"`(headrace [^`]*)`|^(.*headrace .*)$", _text(), re.M)
+        for code in re.findall(r"`(headrace [^`]*)`|^(.*headrace .*)$", _text(), re.MULTILINE)
         for match in _NAMED.findall("".join(code))
     }
     assert named
@@ -104,6 +104,6 @@ def test_every_command_named_exists() -> None:
 
 def test_every_make_target_named_exists() -> None:
     """Where the page says `make …` there is such a target."""
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
-    named = set(re.findall(r"(?:`|^)make ([a-z]+)", _text(), re.M))
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    named = set(re.findall(r"(?:`|^)make ([a-z]+)", _text(), re.MULTILINE))
     assert {"run", "test"} <= named <= targets
