@@ -154,8 +154,8 @@ def build(plan: SignalPlan) -> Dataflow:
 
 
 def failed(step: str, part: str, error: BaseException) -> None:
-    """Tell of an error before the engine sees it."""
-    tell(Failed(step, part, None, error))
+    """Tell of an error before the engine sees it. step: with the name of the flow before it, or without."""
+    tell(Failed(step.removeprefix(f"{FLOW}."), part, None, error))
 
 
 def _logged(step: str, work: Callable[[Taken], Iterable[Given]]) -> Callable[[list[Taken]], Iterable[Given]]:

@@ -275,7 +275,7 @@ class SignalSource(FixedPartitionedSource[Piece, bytes]):
         try:
             return SignalSlot(self._plan, self._alignment, slot, resume_state)
         except Exception as error:
-            tell(Failed(step_id, for_part, None, error))
+            tell(Failed(step_id.rpartition(".")[2], for_part, None, error))
             raise
 
 

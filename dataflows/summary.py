@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 import orjson
 
 from dataflows.signal_flow import FLOW
-from operators.windows import Shard
+from operators.windows import counts_in
 
 if TYPE_CHECKING:
     from dataflows.recovery import Recovery
@@ -45,11 +45,10 @@ def summary_of(recovery: Recovery, sets: FeatureSets) -> Summary:
             _, s, n, d = cast("list[int]", feed["intake"])
             seen, late, dead = seen + s, late + n, dead + d
     for state in recovery.states(f"{FLOW}.windows").values():
-        shard = Shard(sets, state)
-        more_used, more_duplicate, more_conflict = shard.outlook()
-        used += shard.counts.used + more_used
-        duplicate += shard.counts.duplicate + more_duplicate
-        conflict += shard.counts.conflict + more_conflict
-        late += shard.counts.late
-        rows += shard.counts.rows
+        counts = counts_in(sets, state)
+        used += counts.used
+        duplicate += counts.duplicate
+        conflict += counts.conflict
+        late += counts.late
+        rows += counts.rows
     return Summary(seen, used, duplicate, conflict, late, dead, rows)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
-import orjson
 import pyarrow as pa
 
+from operators.errors import ResumeError
 from operators.packing import pack, unpack
 from operators.rows import by_date
 from stores.features.newest import coalesce
@@ -107,10 +107,7 @@ class OfflineWriter:
             "withheld": [self.withheld.repeated, self.withheld.different],
         }
         tables = {str(i): _to_ipc(pa.concat_tables(t)) for i, t in enumerate(self._waiting.values())}
-        state = pack(meta, cast("dict[str, NDArray[np.generic]]", tables))
-        if not self._staged:
-            self._publish()
-        return state
+        return pack(meta, cast("dict[str, NDArray[np.generic]]", tables))
 
     def close(self) -> None:
         """Without durable snapshots nobody will come back for what is staged: publish it now."""
@@ -120,13 +117,27 @@ class OfflineWriter:
             self._publish()
 
     def _stage(self) -> None:
-        done = self._store.stage(
-            self._writer, self._sequence, {k: pa.concat_tables(t) for k, t in sorted(self._waiting.items())}
-        )
-        self._sequence += 1
-        self._tokens = (*self._tokens, *done.tokens)
-        self.withheld += done.withheld
+        tables = {k: pa.concat_tables(t) for k, t in sorted(self._waiting.items())}
+        while not self._staged_as_next(tables):
+            self._store.discard(self._writer, keep=())
         self._waiting, self._rows, self._age = {}, 0, 0
+
+    def _staged_as_next(self, tables: dict[PartitionKey, pa.Table]) -> bool:
+        """Stage the rows; if they are to be seen at once, publish them too.
+
+        False if a lost epoch has published that number: it is used up.
+        """
+        number, self._sequence = self._sequence, self._sequence + 1
+        done = self._store.stage(self._writer, number, tables)
+        if self._staged:
+            self._tokens = (*self._tokens, *done.tokens)
+        else:
+            try:
+                self.withheld += self._store.publish(done.tokens)
+            except ResumeError:
+                return False
+        self.withheld += done.withheld
+        return True
 
     def _publish(self) -> None:
         if self._tokens:
@@ -170,7 +181,9 @@ class LogWriter:
         """Append what the last snapshot held; hold what has come since."""
         self._flush()
         self._ready, self._waiting = self._waiting, []
-        return orjson.dumps([self._at, [m.decode("utf-8", "surrogateescape") for m in self._ready]])
+        lengths = np.array([len(m) for m in self._ready], np.int64)
+        data = np.frombuffer(b"".join(self._ready), np.uint8)
+        return pack({"at": self._at}, {"data": data, "lengths": lengths})
 
     def close(self) -> None:
         """Without durable snapshots: append everything now."""
@@ -187,8 +200,9 @@ class LogWriter:
 
 def logged(state: bytes) -> tuple[int, list[bytes]]:
     """(offset, messages) that a committed snapshot of a LogWriter holds, ready to be appended."""
-    at, messages = orjson.loads(state)
-    return at, [m.encode("utf-8", "surrogateescape") for m in messages]
+    meta, arrays = unpack(state)
+    data, ends = arrays["data"].tobytes(), np.cumsum(arrays["lengths"]).tolist()
+    return cast("int", meta["at"]), [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 class OnlineWriter:

@@ -166,7 +166,7 @@ def test_a_recovery_folder_of_another_flow_is_refused(place: Place) -> None:
 
 
 def test_json_of_a_run(place: Place) -> None:
-    """`signals --json` and `backfill signals --json` print their counts under fixed names, they add up, nothing else."""
+    """`signals --json` and `backfill signals --json` print their counts under fixed names, and they add up."""
     log = dirty_log(events=300)
     place.write(log)
     live = headrace(place, "signals", "--json")

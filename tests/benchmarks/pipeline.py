@@ -178,7 +178,7 @@ def _timed(spent: dict[str, float]) -> Iterator[None]:
     """Put a clock round each stage; a stage's time is its own, without that of a stage inside it."""
     from dataflows import signal_flow
     from dataflows.buses.folder import FileReader
-    from operators import windows
+    from operators import set_windows, windows
     from operators.decode import Decoder
     from operators.watermark import PartitionWatermark
     from stores.offline.parquet import ParquetOfflineStore
@@ -191,7 +191,7 @@ def _timed(spent: dict[str, float]) -> Iterator[None]:
         (windows.Shard, "push", "wait and order"),
         (windows, "in_order", "wait and order"),
         (windows.Shard, "advance", "windows"),
-        (windows, "finish_rows", "rows: hash and columns"),
+        (set_windows, "finish_rows", "rows: hash and columns"),
         (signal_flow, "to_table", "rows: hash and columns"),
         (ParquetOfflineStore, "stage", "Parquet"),
         (ParquetOfflineStore, "publish", "Parquet"),
