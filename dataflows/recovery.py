@@ -14,7 +14,7 @@ import time
 import uuid
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import orjson
 from bytewax.recovery import init_db_dir
@@ -54,16 +54,13 @@ class Recovery:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"RECOVERY_DIR `{self.folder}` cannot be made: {error.strerror}") from error
+        self._refuse_strangers()
         self._take_lock()
-        manifest = self.folder / _MANIFEST
+        self._refuse_strangers()
         wanted = orjson.loads(orjson.dumps({"format": FORMAT, **identity}))
-        if manifest.exists():
-            saved = orjson.loads(manifest.read_bytes())
-            _compare(self.folder, saved["identity"], wanted)
-        elif not (self.folder / _DRAFT).exists() and any(p.name != _LOCK for p in self.folder.iterdir()):
-            raise ConfigError(
-                f"RECOVERY_DIR `{self.folder}` is not empty and was not made by Headrace; name an empty folder"
-            )
+        if (self.folder / _MANIFEST).exists():
+            saved = self._manifest()
+            _compare(self.folder, cast("dict[str, object]", saved["identity"]), wanted)
         else:
             saved = {"identity": wanted, "lineage": uuid.uuid4().hex[:8]}
             self._make(saved)
@@ -78,7 +75,7 @@ class Recovery:
             if time.monotonic() > limit:
                 raise ConfigError(f"RECOVERY_DIR `{self.folder}`: the first process of the cluster has not made it")
             time.sleep(0.05)
-        return str(orjson.loads(manifest.read_bytes())["lineage"])
+        return str(self._manifest()["lineage"])
 
     def states(self, step_id: str) -> dict[str, bytes]:
         """The committed snapshot of every key of a step; keys without one are left out."""
@@ -100,6 +97,25 @@ class Recovery:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+    def _refuse_strangers(self) -> None:
+        """Raise ConfigError if there are files that no run of ours has made, before one of ours is among them."""
+        names = {path.name for path in self.folder.iterdir()} - {_LOCK}
+        if names and not (self.folder / _DRAFT).exists() and not (self.folder / _MANIFEST).exists():
+            raise ConfigError(
+                f"RECOVERY_DIR `{self.folder}` is not empty and was not made by Headrace; name an empty folder"
+            )
+
+    def _manifest(self) -> dict[str, object]:
+        path = self.folder / _MANIFEST
+        try:
+            saved = orjson.loads(path.read_bytes())
+            return {"identity": dict(saved["identity"]), "lineage": str(saved["lineage"])}
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ConfigError(
+                f"RECOVERY_DIR `{self.folder}` is damaged, `{path.name}` cannot be read: restore it, or name an empty"
+                " folder to start anew"
+            ) from error
 
     def _make(self, manifest: dict[str, object]) -> None:
         """Make the snapshots' files.

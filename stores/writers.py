@@ -39,12 +39,21 @@ _ONLINE_ROWS_MAX = 200_000
 """Rows that may wait for the online store before they are coalesced to the newest an entity."""
 
 
+_CLOSE_S = 10.0
+"""How long a closing writer waits for its store, which may be away."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Closed windows of one shard on their way to the stores; final: nothing will follow for now."""
+    """Closed windows of one shard on their way to the stores.
+
+    final: nothing will follow for now, so no company is worth waiting for. ended: a log has ended, and
+    whoever waits for the run wants to find everything served.
+    """
 
     tables: tuple[tuple[View, pa.Table], ...] = ()
     final: bool = False
+    ended: bool = False
 
 
 def _to_ipc(table: pa.Table) -> NDArray[np.uint8]:
@@ -227,7 +236,7 @@ class OnlineWriter:
         self.write(Rows(tuple((v, _from_ipc(saved[v.name])) for v in views if v.name in saved)))
 
     def write(self, rows: Rows) -> None:
-        """Take rows; returns at once unless they are final: then when all are served."""
+        """Take rows; returns at once, but at the end of a log when all are served."""
         with self._changed:
             self._raise()
             for view, table in rows.tables:
@@ -239,7 +248,7 @@ class OnlineWriter:
                 self._waiting = {v: [_newest(t)] for v, t in self._waiting.items()}
                 self._rows = sum(t.num_rows for tables in self._waiting.values() for t in tables)
             self._changed.notify_all()
-        if rows.final:
+        if rows.ended:
             self.drain()
 
     def drain(self) -> None:
@@ -257,11 +266,11 @@ class OnlineWriter:
         return pack({}, cast("dict[str, NDArray[np.generic]]", arrays))
 
     def close(self) -> None:
-        """Stop the thread; what it has not written stays in the snapshot."""
+        """Stop the thread, which may finish what it is writing; the rest stays in the snapshot."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
-        self._thread.join()
+        self._thread.join(_CLOSE_S)
 
     def _raise(self) -> None:
         if self._error is not None:
