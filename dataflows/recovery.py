@@ -172,6 +172,12 @@ def _open_all(folder: Path) -> Iterator[list[sqlite3.Connection]]:
     databases: list[sqlite3.Connection] = []
     try:
         databases.extend(sqlite3.connect(p, timeout=30) for p in paths)
+        made = databases[0].execute("SELECT part_count FROM parts").fetchone()
+        if made is None or made[0] != len(paths):  # judged by some alone, good rows would look like future ones
+            raise ResumeError(
+                f"RECOVERY_DIR `{folder}` has lost some of its snapshot files, `part-*.sqlite3`: restore them, or start"
+                " anew with an empty folder"
+            )
         yield databases
     except sqlite3.Error as error:
         raise FatalError(f"RECOVERY_DIR `{folder}` cannot be read or written: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -42,15 +43,15 @@ def features() -> MemoryFeatures:
     return store
 
 
-@given(plan=PLANS, finals=st.sets(st.integers(0, 40)), rows_max=st.sampled_from([0, 200_000]))
-def test_the_newest_row_is_served_and_never_goes_back(plan: Sequence[str], finals: set[int], rows_max: int) -> None:
+@given(plan=PLANS, ends=st.sets(st.integers(0, 40)), rows_max=st.sampled_from([0, 200_000]))
+def test_the_newest_row_is_served_and_never_goes_back(plan: Sequence[str], ends: set[int], rows_max: int) -> None:
     """Whatever is killed and replayed, an entity's row only gets newer, and is the newest of all in the end."""
     store = features()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writers, "_ONLINE_ROWS_MAX", rows_max)
         engine = Engine(
             lambda resume: OnlineWriter(store, (VIEW,), resume),
-            lambda number: hour_rows(number, final=number in finals),
+            lambda number: replace(hour_rows(number), ended=number in ends),
         )
         before: dict[str, int] = {}
         for step in plan:
@@ -59,18 +60,18 @@ def test_the_newest_row_is_served_and_never_goes_back(plan: Sequence[str], final
             assert all(now[name] >= hour for name, hour in before.items())
             before = now
         engine.finish(epochs=1)
-        engine.writer.write(Rows(final=True))
+        engine.writer.write(Rows(ended=True))
         engine.writer.close()
     assert served(store) == newest_hours(engine.furthest)
 
 
-def test_final_rows_are_served_when_write_returns() -> None:
-    """A run that ends is not over before its features are online."""
+def test_at_the_end_of_a_log_all_rows_are_served_when_write_returns() -> None:
+    """A run over a whole log is not over before its features are online."""
     store = features()
     writer = OnlineWriter(store, (VIEW,), None)
     for number in range(20):
         writer.write(hour_rows(number))
-    writer.write(Rows(final=True))
+    writer.write(Rows(ended=True))
     assert served(store) == newest_hours(20)
     writer.close()
 
@@ -111,6 +112,25 @@ def test_the_snapshot_holds_what_is_not_served_yet() -> None:
     writer.drain()
     writer.close()
     assert served(store) == newest_hours(8)
+
+
+def test_a_store_that_hangs_does_not_hold_up_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing waits a little and gives up: the rows are in the snapshot that was taken before."""
+    monkeypatch.setattr(writers, "_CLOSE_S", 0.05)
+    store = Slow()
+    writer = OnlineWriter(store, (VIEW,), None)
+    writer.write(hour_rows(0, final=True))
+    assert store.reached.wait(60)
+    state = writer.snapshot()
+    writer.close()
+    assert served(store) == {}
+    store.go.set()
+    writer._thread.join(60)
+    other = features()
+    resumed = OnlineWriter(other, (VIEW,), state)
+    resumed.drain()
+    resumed.close()
+    assert served(other) == served(store) == newest_hours(1)
 
 
 def test_rows_of_a_view_that_is_gone_are_left_out() -> None:
