@@ -24,6 +24,7 @@ from operators.records import NO_WATERMARK
 from operators.watermark import Status
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from threading import Event
 
     from dataflows.buses.port import Bus, PartitionReader
@@ -37,12 +38,19 @@ _AHEAD_US_MIN = 60_000_000
 _LISTING_S = 1.0
 _IDLE_POLL = timedelta(milliseconds=20)
 _EPOCHS_TO_SETTLE = 3
-_STRETCH_PIECES_MAX = 4
+_STRETCH_EVENTS_MAX = 1 << 20
+"""Events of one call that EpochSync stretches: a bound of memory."""
+
+_REST_S = 0.005
+"""How long such a call waits before it looks again whether there is more."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourcePlan:
-    """What every slot needs to know. bound_us, idle_s: see WATERMARK_SECONDS, WATERMARK_IDLE_SECONDS."""
+    """What every slot needs to know. bound_us, idle_s: see WATERMARK_SECONDS, WATERMARK_IDLE_SECONDS.
+
+    now: a monotonic clock, seconds; it decides when to look for partitions, and which are idle.
+    """
 
     bus: Bus
     topic: str
@@ -54,6 +62,7 @@ class SourcePlan:
     follow: bool
     stop: Event
     epoch_s: float | None
+    now: Callable[[], float] = time.monotonic
 
 
 class Alignment:
@@ -119,10 +128,10 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
         self._decoder = Decoder(plan.sets, event_bytes_max=plan.event_bytes_max)
         self._feeds: dict[str, Feed] = {}
         self._known: tuple[str, ...] = ()
-        self._listed_at = -_LISTING_S
+        self._listed_at = plan.now() - _LISTING_S
         self._epochs_silent = 0
         self._tick_due = True
-        self._sync = None if plan.epoch_s is None else EpochSync(plan.epoch_s)
+        self._sync = None if plan.epoch_s is None else EpochSync(plan.epoch_s, plan.now)
         self._at: Feed | None = None
         saved = {} if resume is None else cast("dict[str, dict[str, object]]", orjson.loads(resume))
         for partition, state in saved.items():
@@ -137,12 +146,7 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
         try:
             if self._plan.follow:
                 self._discover()
-            pieces = self._fetch()
-            while pieces and len(pieces) < _STRETCH_PIECES_MAX and time.monotonic() < until:
-                more = self._fetch()
-                if not more:
-                    break
-                pieces += more
+            pieces = self._fetch_until(until)
             if not pieces:
                 pieces = self._quiet()
         except StopIteration:
@@ -182,7 +186,7 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
 
     def _discover(self) -> None:
         """Look for partitions that have appeared; each slot takes those whose names fall to it."""
-        now = time.monotonic()
+        now = self._plan.now()
         if now - self._listed_at < _LISTING_S:
             return
         self._listed_at = now
@@ -194,6 +198,26 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
             if partition not in self._feeds and slot_of(partition) == self._slot:
                 self._open(partition, None)
                 self._tick_due = True
+
+    def _fetch_until(self, until: float) -> list[Piece]:
+        """Read one chunk, and more as long as it is not yet `until`; where there is no more, wait a little.
+
+        The wait is short and seldom (see EpochSync), and keeps a partition that is silent now in step.
+        """
+        pieces = more = self._fetch()
+        events = 0
+        rest = 0.0 if self._sync is None else self._sync.rest_s
+        while (left := until - self._plan.now()) > 0 and events < _STRETCH_EVENTS_MAX:
+            if self._plan.stop.is_set() or (not more and rest <= 0):
+                break
+            if more:
+                events += sum(piece.messages for piece in more)
+            else:
+                self._plan.stop.wait(min(left, _REST_S))
+                rest -= _REST_S
+            more = self._fetch()
+            pieces += more
+        return pieces
 
     def _fetch(self) -> list[Piece]:
         """Read one chunk of the partition that is furthest behind and may go on."""
@@ -207,7 +231,7 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
             chunk = feed.reader.poll(size if allowed < 0 else min(size, allowed))
             if chunk is None:
                 if feed.caught_up_at is None:
-                    feed.caught_up_at = time.monotonic()
+                    feed.caught_up_at = self._plan.now()
                 if not self._plan.follow and feed.status is not Status.ENDED:
                     return self._turn([feed], Status.ENDED, "ended")
                 continue
@@ -231,7 +255,7 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
                 raise StopIteration
             return []
         if self._plan.idle_s > 0:
-            now = time.monotonic()
+            now = self._plan.now()
             silent = [
                 f
                 for f in self._feeds.values()
