@@ -78,7 +78,7 @@ def show_late(found: Sequence[Mapping[str, object]], total: int) -> None:
 
 
 def show_features(entity: str, rows: Sequence[Mapping[str, object]]) -> None:
-    """Print the online features of an entity, one table a view."""
+    """Print the online features of an entity, one table a view: a line a statistic, a column a field."""
     out = console()
     fixed = ("entity_id", "feature_set", "version", "window", "event_time")
     for row in rows:
@@ -87,9 +87,9 @@ def show_features(entity: str, rows: Sequence[Mapping[str, object]]) -> None:
         names = [n for n in row if n not in fixed]
         fields = list(dict.fromkeys(n.rpartition("__")[0] for n in names))
         statistics = list(dict.fromkeys(n.rpartition("__")[2] for n in names))
-        table = _table("field", *statistics)
-        for field in fields:
-            table.add_row(field, *(_number(row.get(f"{field}__{s}")) for s in statistics))
+        table = _table("", *fields)
+        for statistic in statistics:
+            table.add_row(statistic, *(_number(row.get(f"{field}__{statistic}")) for field in fields))
         out.print(table)
 
 

@@ -14,7 +14,7 @@ import time
 import uuid
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import orjson
 from bytewax.recovery import init_db_dir
@@ -57,25 +57,23 @@ class Recovery:
         self._refuse_strangers()
         self._take_lock()
         self._refuse_strangers()
-        wanted = orjson.loads(orjson.dumps({"format": FORMAT, **identity}))
-        if (self.folder / _MANIFEST).exists():
-            saved = self._manifest()
-            _compare(self.folder, cast("dict[str, object]", saved["identity"]), wanted)
-        else:
-            saved = {"identity": wanted, "lineage": uuid.uuid4().hex[:8]}
-            self._make(saved)
+        if not (self.folder / _MANIFEST).exists():
+            self._make({"identity": {"format": FORMAT, **identity}, "lineage": uuid.uuid4().hex[:8]})
+        lineage = self._checked(identity)
         self._purge()
-        return str(saved["lineage"])
+        return lineage
 
-    def wait_until_prepared(self) -> str:
-        """In a process that is not the first of its cluster: wait for the first one; return the lineage."""
-        manifest = self.folder / _MANIFEST
+    def wait_until_prepared(self, identity: Mapping[str, object]) -> str:
+        """In a process that is not the first of its cluster: wait for the first one; return the lineage.
+
+        Raises ConfigError if the folder is not this process's flow's: its settings are not those of the first.
+        """
         limit = time.monotonic() + _WAIT_S
-        while not manifest.exists():
+        while not (self.folder / _MANIFEST).exists():
             if time.monotonic() > limit:
                 raise ConfigError(f"RECOVERY_DIR `{self.folder}`: the first process of the cluster has not made it")
             time.sleep(0.05)
-        return str(self._manifest()["lineage"])
+        return self._checked(identity)
 
     def states(self, step_id: str) -> dict[str, bytes]:
         """The committed snapshot of every key of a step; keys without one are left out."""
@@ -106,16 +104,19 @@ class Recovery:
                 f"RECOVERY_DIR `{self.folder}` is not empty and was not made by Headrace; name an empty folder"
             )
 
-    def _manifest(self) -> dict[str, object]:
+    def _checked(self, identity: Mapping[str, object]) -> str:
+        """Return the folder's lineage. Raises ConfigError if its identity is another one."""
         path = self.folder / _MANIFEST
         try:
             saved = orjson.loads(path.read_bytes())
-            return {"identity": dict(saved["identity"]), "lineage": str(saved["lineage"])}
+            was, lineage = dict(saved["identity"]), str(saved["lineage"])
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ConfigError(
                 f"RECOVERY_DIR `{self.folder}` is damaged, `{path.name}` cannot be read: restore it, or name an empty"
                 " folder to start anew"
             ) from error
+        _compare(self.folder, was, orjson.loads(orjson.dumps({"format": FORMAT, **identity})))
+        return lineage
 
     def _make(self, manifest: dict[str, object]) -> None:
         """Make the snapshots' files.

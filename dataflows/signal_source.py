@@ -41,9 +41,6 @@ _EPOCHS_TO_SETTLE = 3
 _STRETCH_EVENTS_MAX = 1 << 20
 """Events of one call that EpochSync stretches: a bound of memory."""
 
-_REST_S = 0.005
-"""How long such a call waits before it looks again whether there is more."""
-
 
 @dataclass(frozen=True, slots=True)
 class SourcePlan:
@@ -200,21 +197,13 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
                 self._tick_due = True
 
     def _fetch_until(self, until: float) -> list[Piece]:
-        """Read one chunk, and more as long as it is not yet `until`; where there is no more, wait a little.
-
-        The wait is short and seldom (see EpochSync), and keeps a partition that is silent now in step.
-        """
+        """Read one chunk, and more as long as it is not yet `until` and there is more."""
         pieces = more = self._fetch()
         events = 0
-        rest = 0.0 if self._sync is None else self._sync.rest_s
-        while (left := until - self._plan.now()) > 0 and events < _STRETCH_EVENTS_MAX:
-            if self._plan.stop.is_set() or (not more and rest <= 0):
+        while more and self._plan.now() < until and not self._plan.stop.is_set():
+            events += more[0].messages
+            if events >= _STRETCH_EVENTS_MAX:
                 break
-            if more:
-                events += sum(piece.messages for piece in more)
-            else:
-                self._plan.stop.wait(min(left, _REST_S))
-                rest -= _REST_S
             more = self._fetch()
             pieces += more
         return pieces

@@ -117,4 +117,4 @@ def signal_plan(settings: Settings, sets: FeatureSets, engine: Engine) -> Signal
 
 
 def _sqlite(path: Path) -> str:
-    return f"sqlite:///{path}"
+    return f"sqlite:///{quote(str(path))}"

@@ -38,6 +38,8 @@ GUARANTEES = (
         "Each row is visible exactly once, whatever is killed and when",
         (
             "test_offline_crash.py::test_a_sink_killed_at_every_step_writes_each_row_once",
+            "contracts/test_writers.py::test_offline_rows_are_visible_once",
+            "contracts/test_writers.py::test_messages_are_in_the_log_once_and_in_order",
             "test_batch_inputs.py::test_a_killed_backfill_leaves_nothing",
         ),
     ),
@@ -58,6 +60,7 @@ GUARANTEES = (
         (
             "contracts/test_features.py::test_the_newest_of_all_is_served",
             "contracts/test_features.py::test_nothing_goes_back_after_a_restart",
+            "contracts/test_online_writer.py::test_the_newest_row_is_served_and_never_goes_back",
             "test_feast_features.py::test_a_stopped_redis_is_waited_for",
         ),
     ),
@@ -95,6 +98,13 @@ GUARANTEES = (
     Guarantee(
         "Feast's views are those of the flow, whatever the settings",
         ("test_feature_repo.py::test_views_are_those_of_the_flow",),
+    ),
+    Guarantee(
+        "Logs and metrics tell of every event and never hold a payload",
+        (
+            "test_observability.py::test_metrics_on_the_engines_own_endpoint",
+            "test_observability.py::test_logs_lead_to_an_event_and_never_show_it",
+        ),
     ),
     Guarantee(
         "It starts with nothing, and what this page tells to type works",
