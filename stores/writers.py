@@ -227,6 +227,7 @@ class OnlineWriter:
         self._waiting: dict[View, list[pa.Table]] = {}
         self._writing: dict[View, list[pa.Table]] = {}
         self._rows = 0
+        self._rows_max = _ONLINE_ROWS_MAX
         self._error: BaseException | None = None
         self._stopped = False
         self._changed = threading.Condition()
@@ -244,9 +245,10 @@ class OnlineWriter:
                     continue
                 self._waiting.setdefault(view, []).append(table)
                 self._rows += table.num_rows
-            if self._rows > _ONLINE_ROWS_MAX:
+            if self._rows > self._rows_max:
                 self._waiting = {v: [_newest(t)] for v, t in self._waiting.items()}
                 self._rows = sum(t.num_rows for tables in self._waiting.values() for t in tables)
+                self._rows_max = max(_ONLINE_ROWS_MAX, 2 * self._rows)
             self._changed.notify_all()
         if rows.ended:
             self.drain()

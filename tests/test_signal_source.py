@@ -25,6 +25,7 @@ from operators.records import END_OF_TIME, NO_WATERMARK
 from operators.shard import shard_keys, siphash13, split
 from operators.watermark import Status
 from operators.windows import LateAtShard, Shard
+from stores.writers import EPOCHS_MAX
 from tests.strategies import SECOND, two_sets
 
 SETS = two_sets()
@@ -233,29 +234,29 @@ def test_alignment_lets_the_slowest_and_those_near_it_read() -> None:
     """A partition may run ahead of the slowest by a minute or four bounds, whichever is more."""
     alignment = Alignment(5 * SECOND)
     alignment.note("slow", 0)
-    assert alignment.allowed(0) == -1
-    assert alignment.allowed(60 * SECOND) == -1
-    assert alignment.allowed(60 * SECOND + 1) == 0
+    assert not alignment.is_ahead(60 * SECOND)
+    assert alignment.is_ahead(60 * SECOND + 1)
     wide = Alignment(100 * SECOND)
     wide.note("slow", 0)
-    assert wide.allowed(400 * SECOND) == -1
-    assert wide.allowed(400 * SECOND + 1) == 0
+    assert not wide.is_ahead(400 * SECOND)
+    assert wide.is_ahead(400 * SECOND + 1)
     alignment.leave("slow")
-    assert alignment.allowed(10**15) == -1
+    assert not alignment.is_ahead(10**15)
 
 
-def test_before_all_have_begun_each_gets_a_taste() -> None:
-    """As long as some partition has shown no event, the others read just enough to say where they are."""
+def test_before_all_have_begun_those_that_have_are_ahead() -> None:
+    """As long as some partition has shown no event, every one that has is ahead."""
     alignment = Alignment(SECOND)
     alignment.note("new", NO_WATERMARK)
-    assert alignment.allowed(NO_WATERMARK) == 4096
-    assert alignment.allowed(5) == 0
+    assert not alignment.is_ahead(NO_WATERMARK)
+    assert alignment.is_ahead(5)
     alignment.note("new", 7)
-    assert alignment.allowed(5) == -1
+    assert not alignment.is_ahead(5)
 
 
-def test_a_partition_far_ahead_waits_for_the_others() -> None:
+def test_a_partition_far_ahead_waits_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """What would only wait in the shards is left in the log until the slowest partition has come nearer."""
+    monkeypatch.setattr("dataflows.signal_source._AHEAD_EVENTS_MAX", 10)
     bench = Bench(batch_size=10)
     bench.write("p-0", [float(t) for t in range(0, 300, 10)])
     bench.write("p-12", [1000.0 + t for t in range(30)])
@@ -267,8 +268,34 @@ def test_a_partition_far_ahead_waits_for_the_others() -> None:
     assert [piece.tick.partition for piece in drained(slot) if piece.messages] == ["p-0", "p-12"]
 
 
-def test_slots_of_one_process_are_aligned() -> None:
+def test_a_clock_in_the_far_future_does_not_hold_its_own_partition_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After it all other events of the partition are late; late events wait nowhere, so they are read and told."""
+    monkeypatch.setattr("dataflows.signal_source._AHEAD_EVENTS_MAX", 10)
+    bench = Bench(batch_size=5)
+    bench.write("p-0", [10.0])
+    bench.write("p-12", [4e9, *(20.0 + t for t in range(50))])
+    pieces = drained(bench.slot(0))
+    assert sum(len(piece.originals) for piece in pieces) == 50
+
+
+def test_a_partition_of_broken_messages_alone_becomes_idle() -> None:
+    """A producer that sends nothing but garbage, again and again, must not keep the windows of the others open."""
+    bench = Bench()
+    bench.write("p-0", [10.0])
+    bench.bus.append("t", "p-12", [b"garbage"], at=0)
+    slot = bench.slot(0)
+    drained(slot)
+    for second in range(1, 2 * int(IDLE_S)):
+        bench.clock.seconds += 1
+        bench.bus.append("t", "p-12", [b"garbage"], at=second)
+        if ("p-12", 0, Status.IDLE) in told(drained(slot)):
+            return
+    pytest.fail("it never became idle")
+
+
+def test_slots_of_one_process_are_aligned(monkeypatch: pytest.MonkeyPatch) -> None:
     """A partition waits for those of other slots too."""
+    monkeypatch.setattr("dataflows.signal_source._AHEAD_EVENTS_MAX", 10)
     bench = Bench(batch_size=10)
     source = SignalSource(bench.plan())
     bench.write("p-0", [float(t) for t in range(20)])
@@ -308,8 +335,9 @@ def test_a_silent_partition_becomes_idle_and_wakes() -> None:
     assert told(drained(slot)) == [("p-0", 0, Status.IDLE)]
 
 
-def test_an_empty_partition_becomes_idle_too() -> None:
+def test_an_empty_partition_becomes_idle_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that never had an event holds the others only until it is idle."""
+    monkeypatch.setattr("dataflows.signal_source._AHEAD_EVENTS_MAX", 4096)
     bench = Bench(batch_size=4096)
     bench.touch("p-12")
     bench.write("p-0", [float(t) for t in range(5000)])
@@ -331,8 +359,9 @@ def test_no_partition_is_idle_if_that_is_off() -> None:
     assert drained(slot) == []
 
 
-def test_a_partition_that_waits_for_others_is_not_idle() -> None:
+def test_a_partition_that_waits_for_others_is_not_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """It has more to read, so its own silence says nothing."""
+    monkeypatch.setattr("dataflows.signal_source._AHEAD_EVENTS_MAX", 10)
     bench = Bench(batch_size=10)
     bench.write("p-0", [0.0])
     bench.write("p-12", [1000.0 + t for t in range(20)])
@@ -367,10 +396,10 @@ def test_time_is_seen_to_pass_for_a_few_silent_epochs() -> None:
     slot = bench.slot(0)
     drained(slot)
     ticks = []
-    for _ in range(8):
+    for _ in range(EPOCHS_MAX + 5):
         slot.snapshot()
         ticks.append(len(drained(slot)))
-    assert ticks == [1, 1, 1, 0, 0, 0, 0, 0]
+    assert ticks == [1] * (EPOCHS_MAX + 2) + [0] * 3
 
 
 def test_it_sleeps_only_when_there_is_nothing_to_do() -> None:

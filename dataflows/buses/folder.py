@@ -45,7 +45,11 @@ class FolderBus:
             return ()
         except OSError as error:
             raise ConfigError(f"topic folder `{folder}` cannot be read: {error.strerror}") from error
-        names = (e.name.removesuffix(_SUFFIX) for e in entries if e.name.endswith(_SUFFIX) and e.is_file())
+        names = [e.name.removesuffix(_SUFFIX) for e in entries if e.name.endswith(_SUFFIX) and e.is_file()]
+        for name in names:
+            if not name.isprintable():
+                shown = os.fsencode(name).decode("utf-8", "backslashreplace") + _SUFFIX
+                raise ConfigError(f"partition file {shown!r} in `{folder}` needs a printable UTF-8 name; rename it")
         return tuple(sorted(name for name in names if name and not name.startswith(".")))
 
     def reader(self, topic: str, partition: str, position: Mapping[str, object] | None) -> PartitionReader:
@@ -66,9 +70,18 @@ class FolderBus:
         return line.rstrip(b"\r\n")
 
     def end(self, topic: str, partition: str) -> int:
-        """See Bus."""
+        """See Bus. A last line without its end is no message: the next one stands in its place."""
         path = self._path(topic, partition)
-        return path.stat().st_size if path.exists() else 0
+        at = path.stat().st_size if path.exists() else 0
+        while at > 0:
+            start = max(0, at - _READ_BYTES)
+            with path.open("rb") as file:
+                file.seek(start)
+                newline = file.read(at - start).rfind(b"\n")
+            if newline >= 0:
+                return start + newline + 1
+            at = start
+        return 0
 
     def append(self, topic: str, partition: str, messages: Sequence[bytes], *, at: int) -> int:
         """See Bus. Written in place at byte `at`, then fsynced."""
@@ -85,6 +98,7 @@ class FolderBus:
                 written = 0
                 while written < len(data):
                     written += os.pwrite(file, data[written:], at + written)
+                os.ftruncate(file, at + len(data))
                 os.fsync(file)
             finally:
                 os.close(file)
