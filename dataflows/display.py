@@ -18,7 +18,7 @@ _MEANING = {
     "used": "in windows, each once",
     "duplicate": "same key, same content: dropped",
     "conflict": "same key, other content: the last one won",
-    "late": "below their watermark: on the late topic",
+    "late": "below their watermark: set aside",
     "dead": "no signals: dead letters",
     "rows": "feature rows",
     "repeated": "rows that the history had already",

@@ -171,6 +171,11 @@ def staged_tokens(state: bytes) -> tuple[str, ...]:
     return tuple(cast("list[str]", unpack(state)[0]["tokens"]))
 
 
+def withheld_in(state: bytes) -> Withheld:
+    """The rows that a committed snapshot of an OfflineWriter has counted as not written again."""
+    return Withheld(*cast("list[int]", unpack(state)[0]["withheld"]))
+
+
 class LogWriter:
     """Appends messages to a log at one snapshot later than they came; owns its partition of the log."""
 

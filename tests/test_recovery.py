@@ -18,8 +18,9 @@ from bytewax.recovery import init_db_dir
 from dataflows.cli import run as headrace
 from dataflows.observability import events
 from dataflows.recovery import Recovery, resume_epoch
+from operators.errors import ConfigError
 from tests.flows import Place, digests, dirty_log, half_way, until
-from tests.outcomes import batch_digests, fingerprint, prove
+from tests.outcomes import batch_digests, fingerprint, late_ids, prove
 
 LOG = dirty_log(seed=5, events=400)
 
@@ -74,6 +75,34 @@ def test_stopping_replays_nothing(place: Place, number: signal.Signals) -> None:
     assert 0 < first < len(log.lines)
     assert place.quick().done()["in"] == len(log.lines) - first
     prove(place, log, batch_digests(log))
+
+
+def test_what_comes_after_an_end(place: Place, tmp_path: Path) -> None:
+    """A log that ended and went on: what belongs to closed windows is late, the same events with crashes as without."""
+    log = dirty_log(seed=10, events=600)
+    with Place(tmp_path / "calm") as calm:
+        for part in log.slices(2):
+            calm.write(part)
+            calm.quick().done()
+    faults = iter(
+        [
+            "stores.writers:LogWriter.snapshot:after:2",
+            "dataflows.signal_flow:WindowsLogic.snapshot:after:20",
+            "os:pwrite:amid:1",
+            "stores.offline.parquet:ParquetOfflineStore.publish:before:1",
+        ]
+    )
+    for part in log.slices(2):
+        place.write(part)
+        for _ in range(2):
+            assert place.quick(next(faults), STREAM_BATCH_SIZE=30).wait() == -signal.SIGKILL
+        place.quick().done()
+    assert (place.totals(), digests(place.offline)) == (calm.totals(), digests(calm.offline))
+    late = late_ids(place)
+    assert late == late_ids(calm) == sorted(set(late))
+    assert place.totals().late == len(late) > len(log.late)
+    assert set(late) > set(log.late)
+    assert place.totals().seen == len(log.lines)
 
 
 # --- rows from the future ---------------------------------------------------------------------------------------------
@@ -265,3 +294,12 @@ def test_a_folder_in_use(command: Place, capsys: pytest.CaptureFixture[str]) -> 
     again = Recovery(command.recovery)
     assert again.prepare(orjson.loads((command.recovery / "headrace.json").read_bytes())["identity"]) == lineage
     again.release()
+
+
+def test_every_process_of_a_cluster_checks_the_folder(stopped: Place) -> None:
+    """A process whose settings are not those of the first one is refused too, before it joins."""
+    manifest = orjson.loads((stopped.recovery / "headrace.json").read_bytes())
+    second = Recovery(stopped.recovery)
+    assert second.wait_until_prepared(manifest["identity"]) == manifest["lineage"]
+    with pytest.raises(ConfigError, match=r"another SIGNAL_SHARDS \(there `12`, here `5`\)"):
+        second.wait_until_prepared({**manifest["identity"], "SIGNAL_SHARDS": 5})

@@ -309,3 +309,22 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> N
         bus.append("t", "p", [b"x"], at=0)
     with pytest.raises(ConfigError, match="cannot be read"):
         bus.partitions("t")
+
+
+def test_a_torn_line_is_no_place_to_go_on(tmp_path: Path) -> None:
+    """What a killed writer left of a line is not glued to the next message: that one takes its place."""
+    bus = FolderBus(tmp_path, event_bytes_max=1 << 20)
+    bus.append("t", "p-0", [b"whole"], at=0)
+    with (tmp_path / "t" / "p-0.jsonl").open("ab") as file:
+        file.write(b'{"torn": and longer than the next message')
+    at = bus.end("t", "p-0")
+    bus.append("t", "p-0", [b"next"], at=at)
+    assert (tmp_path / "t" / "p-0.jsonl").read_bytes() == b"whole\nnext\n"
+
+
+def test_a_name_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    """A partition file whose name cannot be text stops with the file's name, not with an encoding error."""
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / os.fsdecode(b"caf\xe9.jsonl")).touch()
+    with pytest.raises(ConfigError, match="xe9"):
+        FolderBus(tmp_path, event_bytes_max=1 << 20).partitions("t")
