@@ -177,7 +177,7 @@ def test_an_exception_in_a_step_is_logged_before_it_is_swallowed(
     *_, last = done.err.splitlines()
     assert last.startswith(f"headrace: step `{step}` failed at `{part}")
     assert "RuntimeError: on purpose; LOG_LEVEL=debug" in last
-    errors = [orjson.loads(line) for line in capfd.readouterr().err.splitlines()]
+    errors = [orjson.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
     (failed, *_) = [line for line in errors if line["event"] == "failed"]
     assert (failed["step"], failed["offset"], failed["level"]) == (step, offset, "error")
     assert failed["partition"].startswith(part)
