@@ -291,7 +291,7 @@ def fetches_an_epoch(folder: Path, *, synced: bool) -> tuple[list[int], list[int
 def test_thirty_epochs_with_one_slow_worker(tmp_path: Path) -> None:
     """In the engine itself: with the sync the fast worker keeps its rate; without it, it starves."""
     fast, slow = fetches_an_epoch(tmp_path / "synced", synced=True)
-    assert median(fast[-12:]) >= 0.6 * max(median(fast[2:8]), 0.2 * INTERVAL_S / 0.002), fast
-    assert median(slow[-12:]) >= 3, slow
+    assert median(fast[-12:]) >= 0.5 * median(fast[2:8]), fast
+    assert median(slow[-12:]) > 1, slow  # one is what a starved worker gets
     starved, _ = fetches_an_epoch(tmp_path / "as it is", synced=False)
     assert median(starved[-12:]) < 0.4 * median(fast[-12:]), (starved, fast)

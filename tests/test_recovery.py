@@ -183,8 +183,7 @@ def test_two_crashes(place: Place, purged: bool) -> None:  # noqa: FBT001  # a c
     if purged:
         prove(place, log, batch_digests(log))
     else:
-        assert place.totals() != log.summary
-        assert digests(place.offline) != batch_digests(log)
+        assert (place.totals(), digests(place.offline)) != (log.summary, batch_digests(log))
 
 
 # --- folders that are refused -----------------------------------------------------------------------------------------
