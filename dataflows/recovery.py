@@ -20,6 +20,7 @@ import orjson
 from bytewax.recovery import init_db_dir
 
 from operators.errors import ConfigError, FatalError, ResumeError
+from stores.offline.disk import fsync
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -130,7 +131,7 @@ class Recovery:
             leftover.unlink()
         init_db_dir(self.folder, PARTS)  # type: ignore[no-untyped-call]  # bytewax does not type it
         draft.rename(self.folder / _MANIFEST)
-        _fsync_folder(self.folder)
+        fsync(self.folder)
 
     def _take_lock(self) -> None:
         self._lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -194,15 +195,7 @@ def _write_durably(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    _fsync_folder(path.parent)
-
-
-def _fsync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    fsync(path.parent)
 
 
 def _compare(folder: Path, saved: dict[str, object], wanted: dict[str, object]) -> None:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import astuple
 from pathlib import Path
 from threading import Lock
 
 from operators.errors import ConfigError, CorruptStoreError, FatalError, HeadraceError, RetryableError
 from operators.records import DeadLetter
-from stores.deadletters.port import EVERY_LETTER, LetterFilter, LetterHead, check_limit, storable
+from stores.deadletters.port import EVERY_LETTER, LetterFilter, LetterHead, check_limit, head_of, storable
 
 FORMAT = 1
 """Version of the tables, kept in the file's `user_version`; 0 is a file without tables."""
@@ -84,22 +85,7 @@ class SqliteDeadLetters:
 
     def put(self, letters: Sequence[DeadLetter]) -> int:
         """Keep the letters in one transaction; see `DeadLetters.put`."""
-        rows = [
-            (
-                letter.letter_id,
-                letter.time_us,
-                letter.stage,
-                letter.reason,
-                letter.detail,
-                letter.source,
-                letter.partition,
-                letter.offset,
-                letter.trace_id,
-                len(letter.original),
-                letter.original,
-            )
-            for letter in map(storable, letters)
-        ]
+        rows = [(*astuple(head_of(letter)), letter.original) for letter in map(storable, letters)]
         with self._held("keeping letters in") as connection:
             if not rows:
                 return 0
