@@ -178,15 +178,17 @@ def drop_letters(settings: Settings, ids: Sequence[str] | None) -> int:
 def late_events(settings: Settings, *, limit: int) -> tuple[list[dict[str, object]], int]:
     """The first late events, without their payloads, and how many there are in all.
 
+    A run that started anew has set the same ones aside again: each is told once.
     Raises CorruptStoreError if the late topic holds anything else.
     """
     found: list[dict[str, object]] = []
-    total = 0
+    seen: set[object] = set()
     for message in _messages(bus_of(settings), settings.topic_late):
-        total += 1
-        if len(found) < limit:
-            found.append(_late_event(message, settings.topic_late))
-    return found, total
+        event = _late_event(message, settings.topic_late)
+        if event["id"] not in seen and len(found) < limit:
+            found.append(event)
+        seen.add(event["id"])
+    return found, len(seen)
 
 
 def _late_event(message: bytes, topic: str) -> dict[str, object]:
@@ -194,7 +196,7 @@ def _late_event(message: bytes, topic: str) -> dict[str, object]:
         event = orjson.loads(message)
         signal = event["data"]
         return {
-            "id": event["id"],
+            "id": str(event["id"]),
             "reason": event["reason"],
             "partition": event["partition"],
             "offset": int(event["offset"]),

@@ -18,7 +18,7 @@ _MEANING = {
     "used": "in windows, each once",
     "duplicate": "same key, same content: dropped",
     "conflict": "same key, other content: the last one won",
-    "late": "below their watermark: on the late topic",
+    "late": "below their watermark: set aside",
     "dead": "no signals: dead letters",
     "rows": "feature rows",
     "repeated": "rows that the history had already",
@@ -28,8 +28,7 @@ _MEANING = {
 
 
 _WIDE = 130
-_WHOLE = ("id", "time")
-_SECONDS = len("2026-03-01T12:00:00")
+_WHOLE = ("id", "reason", "time")
 
 
 def console() -> Console:
@@ -59,13 +58,13 @@ def show_record(record: Mapping[str, object]) -> None:
 
 
 def show_letters(found: Sequence[Mapping[str, object]], total: int) -> None:
-    """Print a listing of dead letters; the sentence of each only where the terminal is wide."""
-    names = ["id", "time", "reason", "partition", "offset"]
-    if console().width >= _WIDE:
-        names.append("detail")
+    """Print a listing of dead letters; year, seconds and the sentence of each only where the terminal is wide."""
+    wide = console().width >= _WIDE
+    names = ["id", "reason", "partition", "offset", "time", *(["detail"] if wide else [])]
     table = _table(*names)
     for record in found:
-        table.add_row(*_cells({**record, "time": str(record["time"])[:_SECONDS]}, *names))
+        time = str(record["time"])[: len("2026-03-01T12:00:00")].replace("T", " ")
+        table.add_row(*_cells({**record, "time": time if wide else time[len("2026-") : -len(":00")]}, *names))
     _print_listing(table, len(found), total, "dead letters", "headrace dlq show|replay|drop ID")
 
 
@@ -79,7 +78,7 @@ def show_late(found: Sequence[Mapping[str, object]], total: int) -> None:
 
 
 def show_features(entity: str, rows: Sequence[Mapping[str, object]]) -> None:
-    """Print the online features of an entity, one table a view."""
+    """Print the online features of an entity, one table a view: a line a statistic, a column a field."""
     out = console()
     fixed = ("entity_id", "feature_set", "version", "window", "event_time")
     for row in rows:
@@ -88,9 +87,9 @@ def show_features(entity: str, rows: Sequence[Mapping[str, object]]) -> None:
         names = [n for n in row if n not in fixed]
         fields = list(dict.fromkeys(n.rpartition("__")[0] for n in names))
         statistics = list(dict.fromkeys(n.rpartition("__")[2] for n in names))
-        table = _table("field", *statistics)
-        for field in fields:
-            table.add_row(field, *(_number(row.get(f"{field}__{s}")) for s in statistics))
+        table = _table("", *fields)
+        for statistic in statistics:
+            table.add_row(statistic, *(_number(row.get(f"{field}__{statistic}")) for field in fields))
         out.print(table)
 
 
@@ -109,7 +108,7 @@ def progress_bar(what: str, size_bytes: int | None, *, quiet: bool) -> Iterator[
 
 
 def _table(*names: str) -> Table:
-    table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
+    table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for name in names:
         table.add_column(name, overflow="fold", no_wrap=name in _WHOLE)
     return table

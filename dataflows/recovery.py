@@ -54,31 +54,26 @@ class Recovery:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"RECOVERY_DIR `{self.folder}` cannot be made: {error.strerror}") from error
+        self._refuse_strangers()
         self._take_lock()
-        manifest = self.folder / _MANIFEST
-        wanted = orjson.loads(orjson.dumps({"format": FORMAT, **identity}))
-        if manifest.exists():
-            saved = orjson.loads(manifest.read_bytes())
-            _compare(self.folder, saved["identity"], wanted)
-        elif not (self.folder / _DRAFT).exists() and any(p.name != _LOCK for p in self.folder.iterdir()):
-            raise ConfigError(
-                f"RECOVERY_DIR `{self.folder}` is not empty and was not made by Headrace; name an empty folder"
-            )
-        else:
-            saved = {"identity": wanted, "lineage": uuid.uuid4().hex[:8]}
-            self._make(saved)
+        self._refuse_strangers()
+        if not (self.folder / _MANIFEST).exists():
+            self._make({"identity": {"format": FORMAT, **identity}, "lineage": uuid.uuid4().hex[:8]})
+        lineage = self._checked(identity)
         self._purge()
-        return str(saved["lineage"])
+        return lineage
 
-    def wait_until_prepared(self) -> str:
-        """In a process that is not the first of its cluster: wait for the first one; return the lineage."""
-        manifest = self.folder / _MANIFEST
+    def wait_until_prepared(self, identity: Mapping[str, object]) -> str:
+        """In a process that is not the first of its cluster: wait for the first one; return the lineage.
+
+        Raises ConfigError if the folder is not this process's flow's: its settings are not those of the first.
+        """
         limit = time.monotonic() + _WAIT_S
-        while not manifest.exists():
+        while not (self.folder / _MANIFEST).exists():
             if time.monotonic() > limit:
                 raise ConfigError(f"RECOVERY_DIR `{self.folder}`: the first process of the cluster has not made it")
             time.sleep(0.05)
-        return str(orjson.loads(manifest.read_bytes())["lineage"])
+        return self._checked(identity)
 
     def states(self, step_id: str) -> dict[str, bytes]:
         """The committed snapshot of every key of a step; keys without one are left out."""
@@ -100,6 +95,28 @@ class Recovery:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+    def _refuse_strangers(self) -> None:
+        """Raise ConfigError if there are files that no run of ours has made, before one of ours is among them."""
+        names = {path.name for path in self.folder.iterdir()} - {_LOCK}
+        if names and not (self.folder / _DRAFT).exists() and not (self.folder / _MANIFEST).exists():
+            raise ConfigError(
+                f"RECOVERY_DIR `{self.folder}` is not empty and was not made by Headrace; name an empty folder"
+            )
+
+    def _checked(self, identity: Mapping[str, object]) -> str:
+        """Return the folder's lineage. Raises ConfigError if its identity is another one."""
+        path = self.folder / _MANIFEST
+        try:
+            saved = orjson.loads(path.read_bytes())
+            was, lineage = dict(saved["identity"]), str(saved["lineage"])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ConfigError(
+                f"RECOVERY_DIR `{self.folder}` is damaged, `{path.name}` cannot be read: restore it, or name an empty"
+                " folder to start anew"
+            ) from error
+        _compare(self.folder, was, orjson.loads(orjson.dumps({"format": FORMAT, **identity})))
+        return lineage
 
     def _make(self, manifest: dict[str, object]) -> None:
         """Make the snapshots' files.
@@ -156,6 +173,12 @@ def _open_all(folder: Path) -> Iterator[list[sqlite3.Connection]]:
     databases: list[sqlite3.Connection] = []
     try:
         databases.extend(sqlite3.connect(p, timeout=30) for p in paths)
+        made = databases[0].execute("SELECT part_count FROM parts").fetchone()
+        if made is None or made[0] != len(paths):  # judged by some alone, good rows would look like future ones
+            raise ResumeError(
+                f"RECOVERY_DIR `{folder}` has lost some of its snapshot files, `part-*.sqlite3`: restore them, or start"
+                " anew with an empty folder"
+            )
         yield databases
     except sqlite3.Error as error:
         raise FatalError(f"RECOVERY_DIR `{folder}` cannot be read or written: {error}") from error

@@ -165,9 +165,8 @@ def _described(settings: Settings, cluster: Cluster, recovery: str, lineage: str
 
 
 def _claim(recovery: Recovery, settings: Settings, cluster: Cluster) -> str:
-    if cluster.process > 0:
-        return recovery.wait_until_prepared()
-    return recovery.prepare(identity_of(settings, settings.feature_sets()))
+    identity = identity_of(settings, settings.feature_sets())
+    return recovery.wait_until_prepared(identity) if cluster.process > 0 else recovery.prepare(identity)
 
 
 def _fresh_lineage() -> str:
@@ -209,7 +208,7 @@ def _run_engine(flow: Dataflow, settings: Settings, cluster: Cluster) -> None:
 
     watch(note)
     try:
-        with _quiet_stderr(verbose=settings.log_level == "debug"):
+        with _quiet_stderr(verbose=settings.log_level == "debug"), _stdout_kept_clean():
             cli_main(  # type: ignore[no-untyped-call]  # bytewax does not type it
                 flow,
                 workers_per_process=cluster.workers,
@@ -266,3 +265,16 @@ def _quiet_stderr(*, verbose: bool) -> Iterator[None]:
             os.close(real)
             sys.stderr.close()
             sys.stderr = mine
+
+
+@contextmanager
+def _stdout_kept_clean() -> Iterator[None]:
+    """Send what the engine says on stdout to stderr: there, processes of a cluster tell that they wait for others."""
+    sys.stdout.flush()
+    real = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(real, 1)
+        os.close(real)

@@ -29,6 +29,8 @@ from stores.writers import Rows
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    import pyarrow as pa
+
     from operators.feature_sets import FeatureSets
     from operators.records import DeadLetter, RowBlock, SignalBatch
     from operators.watermark import Tick
@@ -98,8 +100,9 @@ class WindowsLogic(StatefulBatchLogic["Share", "Closed", bytes]):
         except Exception as error:
             tell(Failed("windows", *_place(share), error))
             raise
-        ended = any(s.tick.status is not Status.LIVE for s in values)
-        return [Closed(self._rows(blocks, final=ended), tuple(late))], False
+        silent = any(s.tick.status is not Status.LIVE for s in values)
+        ended = any(s.tick.status is Status.ENDED for s in values)
+        return [Closed(Rows(self._tables(blocks), final=silent, ended=ended), tuple(late))], False
 
     def on_eof(self) -> tuple[Iterable[Closed], bool]:
         """The run stops here, not the log: windows stay open; the stores need not wait for more rows."""
@@ -109,7 +112,7 @@ class WindowsLogic(StatefulBatchLogic["Share", "Closed", bytes]):
         """The shard's state."""
         return self._shard.snapshot()
 
-    def _rows(self, blocks: list[RowBlock], *, final: bool) -> Rows:
+    def _tables(self, blocks: list[RowBlock]) -> tuple[tuple[View, pa.Table], ...]:
         tables = []
         for block in blocks:
             declared = self._sets.sets[block.set_index]
@@ -117,7 +120,7 @@ class WindowsLogic(StatefulBatchLogic["Share", "Closed", bytes]):
             tables.append((view, to_table(block, declared)))
             latency_ms = time.time() * 1e3 - int(block.event_time.max()) / 1e3
             tell(WindowsClosed(view.window.text, len(block), latency_ms))
-        return Rows(tuple(tables), final=final)
+        return tuple(tables)
 
 
 def build(plan: SignalPlan) -> Dataflow:
@@ -154,8 +157,8 @@ def build(plan: SignalPlan) -> Dataflow:
 
 
 def failed(step: str, part: str, error: BaseException) -> None:
-    """Tell of an error before the engine sees it."""
-    tell(Failed(step, part, None, error))
+    """Tell of an error before the engine sees it. step: with the name of the flow before it, or without."""
+    tell(Failed(step.removeprefix(f"{FLOW}."), part, None, error))
 
 
 def _logged(step: str, work: Callable[[Taken], Iterable[Given]]) -> Callable[[list[Taken]], Iterable[Given]]:

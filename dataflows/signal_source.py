@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, cast
 
@@ -22,12 +22,15 @@ from operators.decode import Decoder
 from operators.intake import Intake, Piece
 from operators.records import NO_WATERMARK
 from operators.watermark import Status
+from stores.writers import EPOCHS_MAX
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from threading import Event
 
     from dataflows.buses.port import Bus, PartitionReader
     from operators.feature_sets import FeatureSets
+    from operators.records import RawChunk
 
 SLOTS = 12
 """Fixed for a recovery folder; 12 so that 1, 2, 3, 4, 6 and 12 workers get the same share."""
@@ -36,13 +39,20 @@ _FIRST_EVENTS_MAX = 4096
 _AHEAD_US_MIN = 60_000_000
 _LISTING_S = 1.0
 _IDLE_POLL = timedelta(milliseconds=20)
-_EPOCHS_TO_SETTLE = 3
-_STRETCH_PIECES_MAX = 4
+_EPOCHS_TO_SETTLE = EPOCHS_MAX + 2
+"""Epochs of silence in which ticks go on, so that the writers' last rows are staged and then published."""
+
+_AHEAD_EVENTS_MAX = 1 << 18
+_STRETCH_EVENTS_MAX = 1 << 20
+"""Events of one call that EpochSync stretches: a bound of memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourcePlan:
-    """What every slot needs to know. bound_us, idle_s: see WATERMARK_SECONDS, WATERMARK_IDLE_SECONDS."""
+    """What every slot needs to know. bound_us, idle_s: see WATERMARK_SECONDS, WATERMARK_IDLE_SECONDS.
+
+    now: a monotonic clock, seconds; it decides when to look for partitions, and which are idle.
+    """
 
     bus: Bus
     topic: str
@@ -54,6 +64,7 @@ class SourcePlan:
     follow: bool
     stop: Event
     epoch_s: float | None
+    now: Callable[[], float] = time.monotonic
 
 
 class Alignment:
@@ -63,7 +74,11 @@ class Alignment:
     """
 
     def __init__(self, bound_us: int) -> None:
-        """bound_us: WATERMARK_SECONDS; a partition may run ahead of the slowest by four times that."""
+        """bound_us: WATERMARK_SECONDS; a partition may run ahead of the slowest by four times that.
+
+        Further ahead it may read on until so many of its events wait; late ones do not wait, so a partition
+        with one event from a far future, after which all others are late, is not held back by it.
+        """
         self._ahead_us = max(_AHEAD_US_MIN, 4 * bound_us)
         self._newest: dict[str, int] = {}
 
@@ -79,12 +94,10 @@ class Alignment:
         """A partition is idle or has ended: nobody waits for it."""
         self._newest.pop(partition, None)
 
-    def allowed(self, newest: int) -> int:
-        """Events that a partition at `newest` may read now: 0, a first taste, or no limit (-1)."""
+    def is_ahead(self, newest: int) -> bool:
+        """Whether a partition at `newest` has left the slowest behind."""
         slowest = min(self._newest.copy().values(), default=newest)
-        if slowest == NO_WATERMARK:
-            return _FIRST_EVENTS_MAX if newest == NO_WATERMARK else 0
-        return -1 if newest <= slowest + self._ahead_us else 0
+        return newest != NO_WATERMARK and (slowest == NO_WATERMARK or newest > slowest + self._ahead_us)
 
 
 class Feed:
@@ -96,7 +109,9 @@ class Feed:
         self.reader: PartitionReader = plan.bus.reader(plan.topic, partition, position)
         self.intake = Intake(partition, decoder, plan.bound_us, state)
         self.status = Status.LIVE
-        self.caught_up_at: float | None = None
+        self.caught_up = False
+        self.silent_since: float | None = None
+        self.waiting_events = 0
 
     @property
     def offset(self) -> int:
@@ -119,10 +134,10 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
         self._decoder = Decoder(plan.sets, event_bytes_max=plan.event_bytes_max)
         self._feeds: dict[str, Feed] = {}
         self._known: tuple[str, ...] = ()
-        self._listed_at = -_LISTING_S
+        self._listed_at = plan.now() - _LISTING_S
         self._epochs_silent = 0
         self._tick_due = True
-        self._sync = None if plan.epoch_s is None else EpochSync(plan.epoch_s)
+        self._sync = None if plan.epoch_s is None else EpochSync(plan.epoch_s, plan.now)
         self._at: Feed | None = None
         saved = {} if resume is None else cast("dict[str, dict[str, object]]", orjson.loads(resume))
         for partition, state in saved.items():
@@ -137,12 +152,7 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
         try:
             if self._plan.follow:
                 self._discover()
-            pieces = self._fetch()
-            while pieces and len(pieces) < _STRETCH_PIECES_MAX and time.monotonic() < until:
-                more = self._fetch()
-                if not more:
-                    break
-                pieces += more
+            pieces = self._fetch_until(until)
             if not pieces:
                 pieces = self._quiet()
         except StopIteration:
@@ -158,7 +168,7 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
 
     def next_awake(self) -> datetime | None:
         """Come back at once while there is something to read, else soon."""
-        busy = any(f.caught_up_at is None for f in self._feeds.values()) or self._tick_due
+        busy = not all(f.caught_up for f in self._feeds.values()) or self._tick_due
         return None if busy else datetime.now(UTC) + _IDLE_POLL
 
     def snapshot(self) -> bytes:
@@ -182,7 +192,7 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
 
     def _discover(self) -> None:
         """Look for partitions that have appeared; each slot takes those whose names fall to it."""
-        now = time.monotonic()
+        now = self._plan.now()
         if now - self._listed_at < _LISTING_S:
             return
         self._listed_at = now
@@ -195,54 +205,91 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
                 self._open(partition, None)
                 self._tick_due = True
 
+    def _fetch_until(self, until: float) -> list[Piece]:
+        """Read one chunk, and more as long as it is not yet `until` and there is more."""
+        pieces = more = self._fetch()
+        events = 0
+        while more and self._plan.now() < until and not self._plan.stop.is_set():
+            events += more[0].messages
+            if events >= _STRETCH_EVENTS_MAX:
+                break
+            more = self._fetch()
+            pieces += more
+        return pieces
+
     def _fetch(self) -> list[Piece]:
         """Read one chunk of the partition that is furthest behind and may go on."""
         for feed in sorted(self._feeds.values(), key=lambda f: (f.intake.newest, f.intake.partition)):
-            allowed = self._alignment.allowed(feed.intake.newest)
-            if allowed == 0:
-                feed.caught_up_at = None  # there may be more: it waits for the others, it is not idle
+            allowed = self._allowed(feed)
+            if allowed == 0 or feed.status is Status.ENDED:
                 continue
             self._at = feed
-            size = self._plan.batch_size
-            chunk = feed.reader.poll(size if allowed < 0 else min(size, allowed))
-            if chunk is None:
-                if feed.caught_up_at is None:
-                    feed.caught_up_at = time.monotonic()
-                if not self._plan.follow and feed.status is not Status.ENDED:
-                    return self._turn([feed], Status.ENDED, "ended")
-                continue
-            if feed.status is Status.IDLE:
-                tell(PartitionStatus(feed.intake.partition, "awake"))
-            feed.status = Status.LIVE
-            feed.caught_up_at = None
-            piece = feed.intake.take(chunk, self._known)
-            self._alignment.note(feed.intake.partition, feed.intake.newest)
-            self._epochs_silent = 0
-            self._tell(piece)
-            self._at = None
-            return [piece]
+            chunk = feed.reader.poll(allowed)
+            feed.caught_up = chunk is None
+            if chunk is None and not self._plan.follow:
+                return self._turn([feed], Status.ENDED, "ended")
+            pieces = [] if chunk is None else [self._take(feed, chunk)]
+            if not any(p.signals for p in pieces) and self._is_silent(feed):
+                pieces += self._turn([feed], Status.IDLE, "idle")
+            if pieces:
+                self._at = None
+                return pieces
         self._at = None
         return []
 
+    def _is_silent(self, feed: Feed) -> bool:
+        """A feed was just looked at and had no signal: whether that makes it idle."""
+        now = self._plan.now()
+        if feed.silent_since is None:
+            feed.silent_since = now
+        idle_s = self._plan.idle_s
+        return feed.status is Status.LIVE and 0 < idle_s <= now - feed.silent_since
+
+    def _allowed(self, feed: Feed) -> int:
+        """Events that the feed may read now, 0 if it has to wait for the others."""
+        if feed.intake.newest == NO_WATERMARK:
+            return min(_FIRST_EVENTS_MAX, self._plan.batch_size)
+        if not self._alignment.is_ahead(feed.intake.newest):
+            feed.waiting_events = 0
+        allowed = min(self._plan.batch_size, _AHEAD_EVENTS_MAX - feed.waiting_events)
+        if allowed <= 0:
+            feed.caught_up = False  # there may be more: it waits for the others, it is not idle
+            feed.silent_since = None
+        return max(0, allowed)
+
+    def _take(self, feed: Feed, chunk: RawChunk) -> Piece:
+        piece = feed.intake.take(chunk, self._known)
+        if piece.signals > 0:
+            if feed.status is Status.IDLE:
+                tell(PartitionStatus(feed.intake.partition, "awake"))
+            feed.status = Status.LIVE
+            feed.silent_since = None
+            feed.waiting_events += piece.signals - len(piece.originals)
+            self._alignment.note(feed.intake.partition, feed.intake.newest)
+        else:
+            piece = replace(piece, tick=feed.intake.tick(feed.status))
+        self._epochs_silent = 0
+        self._tell(piece)
+        return piece
+
     def _quiet(self) -> list[Piece]:
-        """Nothing to read: end, go idle, or let time be seen to pass."""
+        """Nothing to read: end, or let time be seen to pass."""
         if not self._plan.follow:
-            if all(f.status is Status.ENDED for f in self._feeds.values()):
+            if all(f.status is Status.ENDED for f in self._feeds.values()) and not self._overlooked():
                 raise StopIteration
             return []
-        if self._plan.idle_s > 0:
-            now = time.monotonic()
-            silent = [
-                f
-                for f in self._feeds.values()
-                if f.status is Status.LIVE and f.caught_up_at is not None and now - f.caught_up_at >= self._plan.idle_s
-            ]
-            if silent:
-                return self._turn(silent, Status.IDLE, "idle")
         if self._tick_due:
             self._tick_due = False
             return [Piece(f.intake.tick(f.status), self._known) for f in self._feeds.values()]
         return []
+
+    def _overlooked(self) -> bool:
+        """Open what another slot may have announced since this one listed the topic; whether there was any."""
+        mine = [p for p in self._plan.bus.partitions(self._plan.topic) if slot_of(p) == self._slot]
+        found = [p for p in mine if p not in self._feeds]
+        for partition in found:
+            self._open(partition, None)
+        return bool(found)
 
     def _turn(self, feeds: list[Feed], status: Status, word: str) -> list[Piece]:
         for feed in feeds:
@@ -253,7 +300,7 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
         return [Piece(f.intake.tick(status), self._known) for f in feeds]
 
     def _tell(self, piece: Piece) -> None:
-        lag_s = time.time() - piece.tick.newest / 1e6
+        lag_s = None if piece.tick.newest == NO_WATERMARK else time.time() - piece.tick.newest / 1e6
         tell(PieceRead(piece.tick.partition, piece.messages, len(piece.originals), len(piece.rejects), lag_s))
 
 
@@ -275,7 +322,7 @@ class SignalSource(FixedPartitionedSource[Piece, bytes]):
         try:
             return SignalSlot(self._plan, self._alignment, slot, resume_state)
         except Exception as error:
-            tell(Failed(step_id, for_part, None, error))
+            tell(Failed(step_id.rpartition(".")[2], for_part, None, error))
             raise
 
 

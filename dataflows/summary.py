@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, cast
 import orjson
 
 from dataflows.signal_flow import FLOW
-from operators.windows import Shard
+from operators.windows import counts_in
+from stores.offline.port import Withheld
+from stores.writers import withheld_in
 
 if TYPE_CHECKING:
     from dataflows.recovery import Recovery
@@ -17,7 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Counts of events, and of the rows they made. seen = used + duplicate + conflict + late + dead."""
+    """Counts of events, and of the rows they made. seen = used + duplicate + conflict + late + dead.
+
+    repeated, different: rows that the history had already from another lineage, which stay as they are.
+    """
 
     seen: int = 0
     used: int = 0
@@ -26,15 +31,18 @@ class Summary:
     late: int = 0
     dead: int = 0
     rows: int = 0
+    repeated: int = 0
+    different: int = 0
 
     def since(self, before: Summary) -> Summary:
         """What came on top of `before`."""
         return Summary(*(a - b for a, b in zip(asdict(self).values(), asdict(before).values(), strict=True)))
 
     def record(self) -> dict[str, object]:
-        """As printed: `in, used, duplicate, conflict, late, dead, rows`."""
+        """As printed: `in, used, duplicate, conflict, late, dead, rows`, and what was withheld, if anything."""
         counts: dict[str, object] = asdict(self)
-        return {"in": counts.pop("seen"), **counts}
+        withheld = {name: counts.pop(name) for name in ("repeated", "different")}
+        return {"in": counts.pop("seen"), **counts, **{name: n for name, n in withheld.items() if n}}
 
 
 def summary_of(recovery: Recovery, sets: FeatureSets) -> Summary:
@@ -45,11 +53,11 @@ def summary_of(recovery: Recovery, sets: FeatureSets) -> Summary:
             _, s, n, d = cast("list[int]", feed["intake"])
             seen, late, dead = seen + s, late + n, dead + d
     for state in recovery.states(f"{FLOW}.windows").values():
-        shard = Shard(sets, state)
-        more_used, more_duplicate, more_conflict = shard.outlook()
-        used += shard.counts.used + more_used
-        duplicate += shard.counts.duplicate + more_duplicate
-        conflict += shard.counts.conflict + more_conflict
-        late += shard.counts.late
-        rows += shard.counts.rows
-    return Summary(seen, used, duplicate, conflict, late, dead, rows)
+        counts = counts_in(sets, state)
+        used += counts.used
+        duplicate += counts.duplicate
+        conflict += counts.conflict
+        late += counts.late
+        rows += counts.rows
+    withheld = sum(map(withheld_in, recovery.states(f"{FLOW}.offline").values()), Withheld())
+    return Summary(seen, used, duplicate, conflict, late, dead, rows, withheld.repeated, withheld.different)

@@ -81,6 +81,8 @@ def identity_of(settings: Settings, sets: FeatureSets) -> dict[str, object]:
     return {
         "flow": FLOW,
         "TOPIC_SIGNALS": settings.topic_signals,
+        "TOPIC_LATE": settings.topic_late,
+        "EXACTLY_ONCE_SINK": settings.exactly_once_sink,
         "SIGNAL_SHARDS": settings.signal_shards,
         "WATERMARK_SECONDS": settings.watermark_seconds,
         "slots": SLOTS,
@@ -117,4 +119,4 @@ def signal_plan(settings: Settings, sets: FeatureSets, engine: Engine) -> Signal
 
 
 def _sqlite(path: Path) -> str:
-    return f"sqlite:///{path}"
+    return f"sqlite:///{quote(str(path))}"

@@ -36,7 +36,12 @@ class Piece:
     @property
     def messages(self) -> int:
         """Messages that the piece stands for."""
-        return (0 if self.batch is None else len(self.batch)) + len(self.rejects)
+        return self.signals + len(self.rejects)
+
+    @property
+    def signals(self) -> int:
+        """Those that are signals, late or not."""
+        return 0 if self.batch is None else len(self.batch)
 
 
 class Intake:

@@ -59,8 +59,17 @@ def decay(elapsed_us, halflife_us):  # type: ignore[no-untyped-def]  # numba inf
 
 
 @piece
+def _ew_restart(floats, e, at, x):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    floats[e, at + WEIGHT] = 1.0
+    floats[e, at + PAIRS] = 0.0
+    floats[e, at + MEAN] = x
+    floats[e, at + MEAN_LOW] = 0.0
+    floats[e, at + EW_SPREAD] = 0.0
+
+
+@piece
 def ew_update(floats, e, at, x, elapsed_us, halflife_us):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
-    """Take one value into an EW state."""
+    """Take one value into an EW state; a state that leaves float64's range begins anew with the value."""
     weight = floats[e, at + WEIGHT]
     floats[e, at + LAST] = x
     if weight == 0.0:
@@ -76,11 +85,7 @@ def ew_update(floats, e, at, x, elapsed_us, halflife_us):  # type: ignore[no-unt
     floats[e, at + PRIOR_NUM] = spread * weight
     floats[e, at + PRIOR_DEN] = pairs
     if factor == 0.0:
-        floats[e, at + WEIGHT] = 1.0
-        floats[e, at + PAIRS] = 0.0
-        floats[e, at + MEAN] = x
-        floats[e, at + MEAN_LOW] = 0.0
-        floats[e, at + EW_SPREAD] = 0.0
+        _ew_restart(floats, e, at, x)
         return
     old = weight * factor
     weight = old + 1.0
@@ -88,9 +93,13 @@ def ew_update(floats, e, at, x, elapsed_us, halflife_us):  # type: ignore[no-unt
     low = floats[e, at + MEAN_LOW] + step
     high = mean + low
     part = high - mean
+    spread = spread * factor + delta * (delta - step)
+    if not (abs(high) <= _LARGEST and spread <= _LARGEST):
+        _ew_restart(floats, e, at, x)  # what is past float64's range would stay so for ever
+        return
     floats[e, at + WEIGHT] = weight
     floats[e, at + PAIRS] = pairs * factor * factor + 2.0 * old
-    floats[e, at + EW_SPREAD] = spread * factor + delta * (delta - step)
+    floats[e, at + EW_SPREAD] = spread
     floats[e, at + MEAN_LOW] = (mean - (high - part)) + (low - part)
     floats[e, at + MEAN] = high
 

@@ -6,6 +6,8 @@ dtype and shape of each array), then the arrays, little-endian, C order, end to 
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 import orjson
 from numpy.typing import NDArray
@@ -23,18 +25,27 @@ def pack(meta: dict[str, object], arrays: dict[str, NDArray[np.generic]]) -> byt
     return b"".join([*parts, *(np.ascontiguousarray(array).data for array in arrays.values() if array.size)])
 
 
+def unpack_meta(data: bytes) -> dict[str, object]:
+    """Return only the meta that `pack` was given. Raises as `unpack` does."""
+    return cast("dict[str, object]", _header(data)[0]["meta"])
+
+
 def unpack(data: bytes) -> tuple[dict[str, object], dict[str, NDArray[np.generic]]]:
     """Return what `pack` was given; the arrays are fresh and writable.
 
     Raises ResumeError if the bytes are of another program or another version.
     """
-    if data[:8] != _MAGIC:
-        raise ResumeError("a snapshot was written by another version of Headrace; resume with that version")
-    start = 16 + int.from_bytes(data[8:16], "little")
-    header = orjson.loads(data[16:start])
+    header, start = _header(data)
     arrays: dict[str, NDArray[np.generic]] = {}
     for name, dtype, shape in header["arrays"]:
         count = int(np.prod(shape))
         arrays[name] = np.frombuffer(data, dtype, count, start).reshape(shape).copy()
         start += arrays[name].nbytes
     return header["meta"], arrays
+
+
+def _header(data: bytes) -> tuple[dict[str, Any], int]:
+    if data[:8] != _MAGIC:
+        raise ResumeError("a snapshot was written by another version of Headrace; resume with that version")
+    start = 16 + int.from_bytes(data[8:16], "little")
+    return orjson.loads(data[16:start]), start

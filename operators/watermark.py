@@ -82,9 +82,13 @@ class ShardWatermark:
         """Start before the first tick."""
         self.value = NO_WATERMARK
         self.partitions: dict[str, Tick] = {}
+        self._announced: tuple[str, ...] = ()
 
     def announce(self, partitions: tuple[str, ...]) -> None:
         """Name partitions that exist; those not known yet hold the minimum from now on."""
+        if partitions is self._announced:
+            return
+        self._announced = partitions
         for name in partitions:
             if name not in self.partitions:
                 self.partitions[name] = Tick(name, NO_WATERMARK, NO_WATERMARK, Status.LIVE)

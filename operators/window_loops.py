@@ -244,11 +244,12 @@ def _take(floats, ints, field, halflife_us, e, t, values, i, slots):  # type: ig
 
 
 @piece
-def _rows_max(specs, events):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
-    """Rows that `events` events of one entity, and the panes already open, can close at most."""
+def _rows_max(specs, events, span_us):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    """Rows that `events` events of one entity within `span_us`, and the panes already open, can close at most."""
     total = 0
     for spec in range(specs.shape[0]):
-        total += specs[spec, PANES] * (events + specs[spec, PANES])
+        panes = specs[spec, PANES]
+        total += min(panes * (events + panes), span_us // specs[spec, SLIDE] + 2 * panes + 1)
     return total
 
 
@@ -272,10 +273,12 @@ def apply_events(state, plan, scratch, events, rows, group):  # type: ignore[no-
     need = 0
     while group < entity.shape[0]:
         e = entity[group]
-        need = _rows_max(specs, starts[group + 1] - starts[group])
+        first = starts[group]
+        last = starts[group + 1] - 1
+        need = _rows_max(specs, last + 1 - first, times[last] - times[first])
         if count + need > place.shape[0]:
             break
-        for i in range(starts[group], starts[group + 1]):
+        for i in range(first, last + 1):
             if (sets[i] >> bit) & np.uint64(1) == np.uint64(0):
                 continue
             t = times[i]
@@ -299,7 +302,7 @@ def close_windows(state, plan, scratch, watermark, rows, entity):  # type: ignor
     place, out = rows
     window, ew, _ = scratch
     count = 0
-    need = _rows_max(specs, 0)
+    need = _rows_max(specs, 0, 0)
     upcoming = NEVER
     while entity < ints.shape[0]:
         end = ints[entity, NEXT_END]

@@ -12,42 +12,20 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from operators.entities import Entities
-from operators.feature_sets import STATISTICS, FeatureSet, FeatureSets
-from operators.kernels import EW, PANE, STATISTICS_COUNT
+from operators.feature_sets import FeatureSets
 from operators.order import Pending, concatenate, cut, in_order
-from operators.packing import pack, unpack
+from operators.packing import pack, unpack, unpack_meta
 from operators.records import END_OF_TIME, NO_WATERMARK, RowBlock, SignalBatch
-from operators.rows import finish_rows, hash_header
+from operators.set_windows import SetWindows
 from operators.shard import take
 from operators.watermark import ShardWatermark, Status, Tick
-from operators.window_loops import (
-    HEAD,
-    NEVER,
-    NEXT_END,
-    ROW_END,
-    ROW_ENTITY,
-    ROW_SPEC,
-    ROW_START,
-    SPEC,
-    TIMES_AT,
-    Ordered,
-    RowBuffer,
-    Scratch,
-    SetPlan,
-    SetState,
-    apply_events,
-    close_windows,
-)
+from operators.window_loops import NEVER
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
 _CHUNK_EVENTS = 4096
 """Pending events are kept in pieces of about this many, and applied at least this often."""
-
-_ROOM = 1 << 13
 
 
 @dataclass(slots=True)
@@ -74,18 +52,6 @@ class LateAtShard:
     watermark: int
 
 
-@dataclass(slots=True)
-class _Set:
-    """One feature set in a shard: its plan and its growing state."""
-
-    declared: FeatureSet
-    plan: SetPlan
-    state: SetState
-    scratch: Scratch
-    columns: NDArray[np.int64]
-    headers: list[bytes]
-
-
 class Shard:
     """All entities of one shard, for every feature set of the flow."""
 
@@ -104,8 +70,7 @@ class Shard:
         self._tail: list[Pending] = []
         self._fresh = 0
         self._due = NEVER
-        self._sets = [_new_set(s, i, sets.fields) for i, s in enumerate(sets.sets)]
-        self._rooms = [_room(s, _ROOM) for s in self._sets]
+        self._sets = [SetWindows(s, i, sets.fields) for i, s in enumerate(sets.sets)]
         if snapshot is not None:
             self._restore(snapshot)
 
@@ -139,12 +104,11 @@ class Shard:
             self.counts.duplicate += duplicates
             self.counts.conflict += conflicts
             self.counts.used += len(events.event_time)
-            self._grow()
-            for index in range(len(self._sets)):
-                blocks.extend(self._apply(index, events))
+            for each in self._sets:
+                blocks.extend(each.apply(events, self._entities))
         due = NEVER
-        for index in range(len(self._sets)):
-            closed, upcoming = self._close(index, now)
+        for each in self._sets:
+            closed, upcoming = each.close(now, self._entities)
             blocks.extend(closed)
             due = min(due, upcoming)
         self._due = min(due, self._pending_due())
@@ -162,17 +126,18 @@ class Shard:
         return len(events.event_time), duplicates, conflicts
 
     def snapshot(self) -> bytes:
-        """Return the whole state as versioned bytes, independent of what follows."""
+        """Return the whole state as versioned bytes, independent of what follows; see `counts_in`."""
         parts = [*self._pending, *self._tail]
         pending = concatenate(parts) if parts else _no_events(self._fields)
         data, offsets, hashes = self._entities.columns()
         arrays: dict[str, NDArray[np.generic]] = {"data": data, "offsets": offsets, "hashes": hashes}
         arrays |= {f"pending.{name}": column for name, column in pending._asdict().items()}
         for index, each in enumerate(self._sets):
-            arrays |= {f"{index}.{n}": c[: self._entities.count] for n, c in each.state._asdict().items()}
+            arrays |= {f"{index}.{name}": array for name, array in each.pack(self._entities.count).items()}
         counts = self.counts
         meta = {
             "counts": [counts.used, counts.duplicate, counts.conflict, counts.late, counts.rows],
+            "pending": len(pending.event_time),
             "watermark": self.watermark.value,
             "floor": self._floor,
             "ticks": [(t.partition, t.watermark, t.newest, t.status) for t in self.watermark.partitions.values()],
@@ -189,12 +154,12 @@ class Shard:
         for partition, watermark, newest, status in cast("list[tuple[str, int, int, int]]", meta["ticks"]):
             self.watermark.partitions[partition] = Tick(partition, watermark, newest, Status(status))
         self._partitions = cast("list[str]", meta["partitions"])
-        columns = cast("dict[str, NDArray[np.float64]]", arrays)
         self._entities = Entities(arrays["data"], arrays["offsets"], arrays["hashes"])  # type: ignore[arg-type]  # as packed
         pending = Pending(*(arrays[f"pending.{name}"] for name in Pending._fields))  # type: ignore[arg-type]  # as packed
         self._pending = [pending] if len(pending.event_time) else []
         for index, each in enumerate(self._sets):
-            each.state = SetState(*(columns[f"{index}.{name}"] for name in SetState._fields))  # type: ignore[arg-type]  # as packed
+            prefix = f"{index}."
+            each.unpack({n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)})
         self._due = NO_WATERMARK
 
     def _refuse(self, batch: SignalBatch) -> tuple[LateAtShard | None, SignalBatch]:
@@ -221,7 +186,8 @@ class Shard:
         self._fresh += n
         if sum(len(p.event_time) for p in self._tail[-2:]) >= _CHUNK_EVENTS or len(self._tail) >= _CHUNK_EVENTS:
             self._seal()
-        self._due = min(self._due, self._first_end(int(batch.event_time.min())))
+        oldest = int(batch.event_time.min())
+        self._due = min(self._due, *(each.first_end(oldest) for each in self._sets))
 
     def _seal(self) -> None:
         if self._tail:
@@ -250,65 +216,30 @@ class Shard:
         rank[np.argsort(np.array(self._partitions, dtype=object))] = np.arange(len(self._partitions))
         return rank
 
-    def _grow(self) -> None:
-        have = len(self._sets[0].state.ints)
-        if have < self._entities.count:
-            room = max(64, 2 * have, self._entities.count)
-            for each in self._sets:
-                each.state = _resize(each, room)
-
-    def _apply(self, index: int, events: Ordered) -> Iterator[RowBlock]:
-        each = self._sets[index]
-        group = 0
-        while group < len(events.entity):
-            room = self._rooms[index]
-            group, count, need = apply_events(each.state, each.plan, each.scratch, events, room, group)
-            yield from self._blocks(index, room, count)
-            if group < len(events.entity) and need > len(room.place):
-                self._rooms[index] = _room(each, need)
-
-    def _close(self, index: int, now: int) -> tuple[list[RowBlock], int]:
-        each = self._sets[index]
-        blocks: list[RowBlock] = []
-        entity, due = 0, NEVER
-        while entity < len(each.state.ints):
-            room = self._rooms[index]
-            entity, count, need, upcoming = close_windows(each.state, each.plan, each.scratch, now, room, entity)
-            due = min(due, int(upcoming))
-            blocks.extend(self._blocks(index, room, count))
-            if entity < len(each.state.ints) and need > len(room.place):
-                self._rooms[index] = _room(each, need)
-        return blocks, due
-
-    def _blocks(self, index: int, room: RowBuffer, count: int) -> Iterator[RowBlock]:
-        """Cut the rows in the buffer by window spec."""
-        each = self._sets[index]
-        place = room.place[:count]
-        for spec in range(len(each.headers)):
-            at = np.flatnonzero(place[:, ROW_SPEC] == spec)
-            if len(at) == 0:
-                continue
-            entity = self._entities.gather(place[at, ROW_ENTITY])
-            start, end = place[at, ROW_START], place[at, ROW_END]
-            hashes, values, valid = finish_rows(each.headers[spec], entity, start, end, room.values, at, each.columns)
-            yield RowBlock(index, spec, *entity, start, end, values, valid, hashes)
-
-    def _first_end(self, t: int) -> int:
-        """The earliest end of any window that an event at `t` can belong to."""
-        specs = [w for s in self._sets for w in s.declared.windows]
-        return min(t + w.size_us if w.session else (t // w.slide_us + 1) * w.slide_us for w in specs)
-
     def _pending_due(self) -> int:
-        return min((self._first_end(int(p.event_time.min())) for p in self._pending), default=NEVER)
+        if not self._pending:
+            return NEVER
+        oldest = min(int(p.event_time.min()) for p in self._pending)
+        return min(each.first_end(oldest) for each in self._sets)
 
     def _end(self) -> None:
         """All partitions have ended and all windows are closed: a later run goes on after the last."""
         newest = self.watermark.newest
         if newest != NO_WATERMARK:
-            specs = [w for s in self._sets for w in s.declared.windows]
-            ends = [newest + w.size_us if w.session else (newest // w.slide_us + w.panes) * w.slide_us for w in specs]
-            self._floor = max(self._floor, *ends)
+            self._floor = max(self._floor, *(each.last_end(newest) for each in self._sets))
         self.watermark.reopen(self._floor)
+
+
+def counts_in(sets: FeatureSets, snapshot: bytes) -> Counts:
+    """The counts of a snapshot; pending events count as they stand, what they will do can still change."""
+    meta = unpack_meta(snapshot)
+    counts = Counts(*cast("list[int]", meta["counts"]))
+    if meta["pending"]:
+        used, duplicate, conflict = Shard(sets, snapshot).outlook()
+        counts.used += used
+        counts.duplicate += duplicate
+        counts.conflict += conflict
+    return counts
 
 
 def _merge_small(parts: list[Pending]) -> list[Pending]:
@@ -327,38 +258,3 @@ def _merge_small(parts: list[Pending]) -> list[Pending]:
 def _no_events(fields: int) -> Pending:
     none = np.empty(0, np.int64)
     return Pending(none, none, none, none, none, np.empty(0, np.uint64), np.empty((0, fields)))
-
-
-def _new_set(declared: FeatureSet, index: int, fields: tuple[str, ...]) -> _Set:
-    count = len(declared.fields)
-    specs = np.zeros((len(declared.windows), SPEC), np.int64)
-    floats, ints = count * EW, TIMES_AT + count
-    for line, w in zip(specs, declared.windows, strict=True):
-        line[:] = w.size_us, w.slide_us, w.panes, w.session, ints, floats, ints + HEAD
-        floats += w.panes * count * PANE
-        ints += HEAD + w.panes
-    field_column = np.array([fields.index(f) for f in declared.fields], np.int64)
-    plan = SetPlan(specs, field_column, index, float(declared.halflife_us), floats, ints)
-    chosen = [STATISTICS.index(s) for s in declared.statistics]
-    columns = [f * STATISTICS_COUNT + s for f in range(count) for s in chosen]
-    headers = [hash_header(declared, w) for w in declared.windows]
-    scratch = Scratch(np.zeros((1, count * PANE)), np.zeros((count, 4)), np.zeros(len(specs), np.int64))
-    return _Set(declared, plan, _empty_state(plan, 0), scratch, np.array(columns, np.int64), headers)
-
-
-def _empty_state(plan: SetPlan, entities: int) -> SetState:
-    state = SetState(np.zeros((entities, plan.floats)), np.zeros((entities, plan.ints), np.int64))
-    state.ints[:, NEXT_END] = NEVER
-    return state
-
-
-def _resize(each: _Set, entities: int) -> SetState:
-    """A state with room for `entities`, holding what the old one held."""
-    grown = _empty_state(each.plan, entities)
-    for old, new in zip(each.state, grown, strict=True):
-        new[: len(old)] = old
-    return grown
-
-
-def _room(each: _Set, rows: int) -> RowBuffer:
-    return RowBuffer(np.empty((rows, 4), np.int64), np.empty((rows, len(each.plan.field) * STATISTICS_COUNT)))

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
-import orjson
 import pyarrow as pa
 
+from operators.errors import ResumeError
 from operators.packing import pack, unpack
 from operators.rows import by_date
 from stores.features.newest import coalesce
@@ -39,12 +39,21 @@ _ONLINE_ROWS_MAX = 200_000
 """Rows that may wait for the online store before they are coalesced to the newest an entity."""
 
 
+_CLOSE_S = 10.0
+"""How long a closing writer waits for its store, which may be away."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Closed windows of one shard on their way to the stores; final: nothing will follow for now."""
+    """Closed windows of one shard on their way to the stores.
+
+    final: nothing will follow for now, so no company is worth waiting for. ended: a log has ended, and
+    whoever waits for the run wants to find everything served.
+    """
 
     tables: tuple[tuple[View, pa.Table], ...] = ()
     final: bool = False
+    ended: bool = False
 
 
 def _to_ipc(table: pa.Table) -> NDArray[np.uint8]:
@@ -107,10 +116,7 @@ class OfflineWriter:
             "withheld": [self.withheld.repeated, self.withheld.different],
         }
         tables = {str(i): _to_ipc(pa.concat_tables(t)) for i, t in enumerate(self._waiting.values())}
-        state = pack(meta, cast("dict[str, NDArray[np.generic]]", tables))
-        if not self._staged:
-            self._publish()
-        return state
+        return pack(meta, cast("dict[str, NDArray[np.generic]]", tables))
 
     def close(self) -> None:
         """Without durable snapshots nobody will come back for what is staged: publish it now."""
@@ -120,13 +126,27 @@ class OfflineWriter:
             self._publish()
 
     def _stage(self) -> None:
-        done = self._store.stage(
-            self._writer, self._sequence, {k: pa.concat_tables(t) for k, t in sorted(self._waiting.items())}
-        )
-        self._sequence += 1
-        self._tokens = (*self._tokens, *done.tokens)
-        self.withheld += done.withheld
+        tables = {k: pa.concat_tables(t) for k, t in sorted(self._waiting.items())}
+        while not self._staged_as_next(tables):
+            self._store.discard(self._writer, keep=())
         self._waiting, self._rows, self._age = {}, 0, 0
+
+    def _staged_as_next(self, tables: dict[PartitionKey, pa.Table]) -> bool:
+        """Stage the rows; if they are to be seen at once, publish them too.
+
+        False if a lost epoch has published that number: it is used up.
+        """
+        number, self._sequence = self._sequence, self._sequence + 1
+        done = self._store.stage(self._writer, number, tables)
+        if self._staged:
+            self._tokens = (*self._tokens, *done.tokens)
+        else:
+            try:
+                self.withheld += self._store.publish(done.tokens)
+            except ResumeError:
+                return False
+        self.withheld += done.withheld
+        return True
 
     def _publish(self) -> None:
         if self._tokens:
@@ -151,6 +171,11 @@ def staged_tokens(state: bytes) -> tuple[str, ...]:
     return tuple(cast("list[str]", unpack(state)[0]["tokens"]))
 
 
+def withheld_in(state: bytes) -> Withheld:
+    """The rows that a committed snapshot of an OfflineWriter has counted as not written again."""
+    return Withheld(*cast("list[int]", unpack(state)[0]["withheld"]))
+
+
 class LogWriter:
     """Appends messages to a log at one snapshot later than they came; owns its partition of the log."""
 
@@ -170,7 +195,9 @@ class LogWriter:
         """Append what the last snapshot held; hold what has come since."""
         self._flush()
         self._ready, self._waiting = self._waiting, []
-        return orjson.dumps([self._at, [m.decode("utf-8", "surrogateescape") for m in self._ready]])
+        lengths = np.array([len(m) for m in self._ready], np.int64)
+        data = np.frombuffer(b"".join(self._ready), np.uint8)
+        return pack({"at": self._at}, {"data": data, "lengths": lengths})
 
     def close(self) -> None:
         """Without durable snapshots: append everything now."""
@@ -187,8 +214,9 @@ class LogWriter:
 
 def logged(state: bytes) -> tuple[int, list[bytes]]:
     """(offset, messages) that a committed snapshot of a LogWriter holds, ready to be appended."""
-    at, messages = orjson.loads(state)
-    return at, [m.encode("utf-8", "surrogateescape") for m in messages]
+    meta, arrays = unpack(state)
+    data, ends = arrays["data"].tobytes(), np.cumsum(arrays["lengths"]).tolist()
+    return cast("int", meta["at"]), [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 class OnlineWriter:
@@ -204,6 +232,7 @@ class OnlineWriter:
         self._waiting: dict[View, list[pa.Table]] = {}
         self._writing: dict[View, list[pa.Table]] = {}
         self._rows = 0
+        self._rows_max = _ONLINE_ROWS_MAX
         self._error: BaseException | None = None
         self._stopped = False
         self._changed = threading.Condition()
@@ -213,7 +242,7 @@ class OnlineWriter:
         self.write(Rows(tuple((v, _from_ipc(saved[v.name])) for v in views if v.name in saved)))
 
     def write(self, rows: Rows) -> None:
-        """Take rows; returns at once unless they are final: then when all are served."""
+        """Take rows; returns at once, but at the end of a log when all are served."""
         with self._changed:
             self._raise()
             for view, table in rows.tables:
@@ -221,11 +250,12 @@ class OnlineWriter:
                     continue
                 self._waiting.setdefault(view, []).append(table)
                 self._rows += table.num_rows
-            if self._rows > _ONLINE_ROWS_MAX:
+            if self._rows > self._rows_max:
                 self._waiting = {v: [_newest(t)] for v, t in self._waiting.items()}
                 self._rows = sum(t.num_rows for tables in self._waiting.values() for t in tables)
+                self._rows_max = max(_ONLINE_ROWS_MAX, 2 * self._rows)
             self._changed.notify_all()
-        if rows.final:
+        if rows.ended:
             self.drain()
 
     def drain(self) -> None:
@@ -243,11 +273,11 @@ class OnlineWriter:
         return pack({}, cast("dict[str, NDArray[np.generic]]", arrays))
 
     def close(self) -> None:
-        """Stop the thread; what it has not written stays in the snapshot."""
+        """Stop the thread, which may finish what it is writing; the rest stays in the snapshot."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
-        self._thread.join()
+        self._thread.join(_CLOSE_S)
 
     def _raise(self) -> None:
         if self._error is not None:

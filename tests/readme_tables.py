@@ -9,7 +9,6 @@ import ast
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +18,12 @@ from prometheus_client.metrics import MetricWrapperBase
 from dataflows.cli import app
 from dataflows.config import settings_table
 from dataflows.observability import metrics
+from tests.guarantees import GUARANTEES
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 FOLDERS = ("dataflows", "stores", "operators", "feature_repo", "tests")
 _PART = re.compile(r"(<!-- made: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-@dataclass(frozen=True, slots=True)
-class Guarantee:
-    """A promise, and the tests that prove it: `<path below tests>::<test>` or `…::<class>::<test>`."""
-
-    promise: str
-    tests: tuple[str, ...]
-
-
-GUARANTEES = (
-    Guarantee(
-        "Live and batch give the same rows, bit for bit",
-        ("test_demo.py::TestDemo::test_as_a_stranger_runs_it",),
-    ),
-)
 
 
 def rendered(text: str) -> str:

@@ -218,6 +218,8 @@ def test_late_events_are_listed_without_payloads(place: Place) -> None:
     text = headrace(place, "late", "list", "--limit", "1").text
     assert "1 of 2 late events" in text
     assert "77.5" not in text + str(first)
+    assert run(place, RECOVERY_DIR=place.root / "anew")["late"] == 2
+    assert headrace(place, "late", "list", "--json").records == [first, second]
 
 
 def test_a_late_topic_with_foreign_messages(place: Place) -> None:

@@ -72,8 +72,9 @@ def _demo(home: Path) -> str:
 
 
 class TestDemo:
+    @pytest.mark.timeout(900)  # two demos and all the commands they tell to type, each a process of its own
     def test_as_a_stranger_runs_it(self, home: Path) -> None:
-        """It works whatever is set, in its own folder alone; what it says to type works; a second run finds the same."""
+        """It works whatever is set, in its own folder alone; what it says to type works; a repeat finds the same."""
         shown = _demo(home)
         _check_page(shown)
         found = {str(p.relative_to(home)) for p in (*home.iterdir(), *(home / "data").iterdir())}
@@ -126,6 +127,9 @@ def _check_page(shown: str) -> None:
     assert "…" not in page
     assert max(map(len, page.splitlines())) <= 80
     assert len(commands.splitlines()) > 5
+    sample = (ROOT / "README.md").read_text("utf-8").partition("<!-- shown by make run -->\n```text\n")[2]
+    printed = {line.rstrip() for line in page.splitlines()}
+    assert [line for line in sample.partition("```")[0].splitlines() if line not in printed] == []
 
 
 def _type_next(home: Path, commands: str) -> None:

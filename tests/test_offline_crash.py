@@ -26,6 +26,12 @@ STEPS = {"open", "os.chmod", "os.link", "os.mkdir", "os.remove", "os.rename", "o
 KILLED = -signal.SIGKILL
 
 
+@pytest.fixture(autouse=True)
+def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody lists folders here."""
+    monkeypatch.setattr("stores.offline.compact.GRACE_S", 0.0)
+
+
 def in_child(action: Callable[[], object]) -> int:
     """Start a child process that does the action; return its process id."""
     with warnings.catch_warnings():

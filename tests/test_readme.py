@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from dataflows.config import Settings
 from tests.readme_tables import README, ROOT, commands, missing_tests, rendered
 
@@ -53,6 +55,7 @@ def _environment(project: Path) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(ROOT), "PATH": f"{commands_folder}:{os.environ['PATH']}"}
 
 
+@pytest.mark.timeout(900)  # ten processes, most of which import Feast
 def test_the_minute_with_your_own_data_works(tmp_path: Path) -> None:
     """Every block marked for it runs in a fresh project, one after the other, and prints what the page says."""
     project = tmp_path / "project"

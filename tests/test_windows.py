@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.feature_sets import FeatureSets
+from operators.feature_sets import FeatureSets, parse_feature_sets
 from operators.records import RowBlock
 from operators.rows import hash_table, to_table
 from operators.shard import shard_keys, siphash13, split
@@ -19,7 +19,7 @@ from operators.watermark import PartitionWatermark, Status
 from operators.windows import Shard
 from tests import oracles
 from tests.oracles import Event
-from tests.strategies import SECOND, batch_of, logs, two_sets
+from tests.strategies import SECOND, TWO_SETS, batch_of, logs, two_sets
 
 BOUND = 5 * SECOND
 SETS = two_sets()
@@ -253,3 +253,23 @@ def test_shard_names_spread_evenly_over_every_divisor() -> None:
     for workers in (1, 2, 3, 4, 6, 12):
         share = np.bincount([siphash13(k.encode() + b"\xff") % workers for k in keys], minlength=workers)
         assert set(share) == {12 // workers}
+
+
+def test_a_value_past_all_measure_is_forgotten_in_time() -> None:
+    """Values whose spread leaves float64's range make statistics null for a while, never for ever."""
+    wild = [Event("p-0", 0, "x", 0, 0, (("a", 1.5e308),)), Event("p-0", 1, "x", SECOND, 0, (("a", -1.5e308),))]
+    calm = [Event("p-0", 2 + i, "x", (2 + i) * SECOND, 0, (("a", float(i % 5)),)) for i in range(100)]
+    rows = rows_of(run([*wild, *calm]).blocks, SETS)
+    last = max(key for key in rows if key[2] == "5s")
+    assert rows[last]["a__ewma"] == pytest.approx(2.0, abs=1.0)
+    assert rows[last]["a__zscore"] is not None
+
+
+def test_room_for_rows_follows_the_time_span_not_the_events() -> None:
+    """Many events of one entity in a window of a thousand slides need room for what can close, not for all of it."""
+    sets = parse_feature_sets(TWO_SETS.replace('"6s/2s"', '"1024s/1s"'), where="test.toml")
+    done = Run(["p-0"], sets)
+    done.feed([Event("p-0", i, "x", i * 10_000, 0, (("a", 1.0),)) for i in range(20_000)])
+    done.end()
+    assert max(len(each._room.place) for each in done.shard._sets) <= 1 << 13
+    assert sum(len(b) for b in done.blocks if b.set_index == 0 and b.spec_index == 1) == 200 + 1023

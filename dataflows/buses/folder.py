@@ -37,7 +37,7 @@ class FolderBus:
         self._event_bytes_max = event_bytes_max
 
     def partitions(self, topic: str) -> tuple[str, ...]:
-        """See Bus. The name of a partition is its file's, without `.jsonl`."""
+        """See Bus. The name of a partition is its file's, without `.jsonl`; hidden files are none."""
         folder = self._root / topic
         try:
             entries = list(os.scandir(folder))
@@ -45,7 +45,12 @@ class FolderBus:
             return ()
         except OSError as error:
             raise ConfigError(f"topic folder `{folder}` cannot be read: {error.strerror}") from error
-        return tuple(sorted(e.name.removesuffix(_SUFFIX) for e in entries if e.name.endswith(_SUFFIX) and e.is_file()))
+        names = [e.name.removesuffix(_SUFFIX) for e in entries if e.name.endswith(_SUFFIX) and e.is_file()]
+        for name in names:
+            if not name.isprintable():
+                shown = os.fsencode(name).decode("utf-8", "backslashreplace") + _SUFFIX
+                raise ConfigError(f"partition file {shown!r} in `{folder}` needs a printable UTF-8 name; rename it")
+        return tuple(sorted(name for name in names if name and not name.startswith(".")))
 
     def reader(self, topic: str, partition: str, position: Mapping[str, object] | None) -> PartitionReader:
         """See Bus."""
@@ -54,17 +59,29 @@ class FolderBus:
     def fetch(self, topic: str, partition: str, offset: int) -> bytes:
         """See Bus."""
         path = self._path(topic, partition)
-        with path.open("rb") as file:
-            file.seek(offset)
-            line = file.readline(_LINE_BYTES_MAX)
+        try:
+            with path.open("rb") as file:
+                file.seek(offset)
+                line = file.readline(_LINE_BYTES_MAX)
+        except OSError as error:
+            raise ResumeError(f"partition file `{path}` cannot be opened: {error.strerror}") from error
         if not line.endswith(b"\n"):
             raise ResumeError(f"`{path}` has no whole line at byte {offset}: the log has shrunk or was replaced")
         return line.rstrip(b"\r\n")
 
     def end(self, topic: str, partition: str) -> int:
-        """See Bus."""
+        """See Bus. A last line without its end is no message: the next one stands in its place."""
         path = self._path(topic, partition)
-        return path.stat().st_size if path.exists() else 0
+        at = path.stat().st_size if path.exists() else 0
+        while at > 0:
+            start = max(0, at - _READ_BYTES)
+            with path.open("rb") as file:
+                file.seek(start)
+                newline = file.read(at - start).rfind(b"\n")
+            if newline >= 0:
+                return start + newline + 1
+            at = start
+        return 0
 
     def append(self, topic: str, partition: str, messages: Sequence[bytes], *, at: int) -> int:
         """See Bus. Written in place at byte `at`, then fsynced."""
@@ -76,9 +93,12 @@ class FolderBus:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
+                if os.fstat(file).st_size < at:
+                    raise ResumeError(f"`{path}` has shrunk: its next line belongs at byte {at}; restore the file")
                 written = 0
                 while written < len(data):
                     written += os.pwrite(file, data[written:], at + written)
+                os.ftruncate(file, at + len(data))
                 os.fsync(file)
             finally:
                 os.close(file)
@@ -87,7 +107,7 @@ class FolderBus:
         return at + len(data)
 
     def _path(self, topic: str, partition: str) -> Path:
-        if "/" in partition or partition.startswith(".") or "\0" in partition:
+        if not partition or "/" in partition or partition.startswith(".") or "\0" in partition:
             raise ConfigError(f"partition `{partition}` cannot be the name of a file")
         return self._root / topic / f"{partition}{_SUFFIX}"
 
@@ -95,8 +115,8 @@ class FolderBus:
 class FileReader:
     """A PartitionReader over one file of lines.
 
-    The position holds a digest of the bytes just before it, so that a file that was replaced is found
-    out even if it is long enough.
+    The position holds a digest of the bytes just before it, as they were read, so that a file that was
+    replaced or written over is found out even if it is long enough.
     """
 
     def __init__(
@@ -112,7 +132,8 @@ class FileReader:
         except OSError as error:
             raise ResumeError(f"partition file `{path}` cannot be opened: {error.strerror}") from error
         self._offset = 0 if position is None else int(str(position["offset"]))
-        if position is not None and self._mark() != position["mark"]:
+        self._mark = self._digest()
+        if position is not None and self._mark != position["mark"]:
             size = os.fstat(self._file).st_size
             os.close(self._file)
             raise ResumeError(
@@ -122,12 +143,7 @@ class FileReader:
 
     def poll(self, events_max: int) -> RawChunk | None:
         """See PartitionReader."""
-        size = os.fstat(self._file).st_size
-        if size < self._offset or self._path.stat().st_ino != os.fstat(self._file).st_ino:
-            raise ResumeError(
-                f"partition file `{self._path}` was replaced or has shrunk while it was read (byte {self._offset} of"
-                f" {size}); lines may only be appended: restore it, or start anew with an empty RECOVERY_DIR"
-            )
+        size = self._size()
         if size == self._offset:
             return None
         want = min(size - self._offset, _READ_BYTES, max(1 << 16, events_max * 1024))
@@ -144,11 +160,12 @@ class FileReader:
             return None
         chunk = RawChunk(self._partition, data, starts, lengths, self._offset + starts)
         self._offset += consumed
+        self._mark = self._digest()
         return chunk
 
     def position(self) -> Position:
         """See PartitionReader."""
-        return {"offset": self._offset, "mark": self._mark()}
+        return {"offset": self._offset, "mark": self._mark}
 
     def close(self) -> None:
         """See PartitionReader."""
@@ -163,7 +180,21 @@ class FileReader:
         count = os.preadv(self._file, [memoryview(self._buffer)[:size]], self._offset)
         return np.frombuffer(self._buffer, np.uint8, count + PAD)
 
-    def _mark(self) -> str:
+    def _size(self) -> int:
+        """How long the file is. Raises ResumeError if it is no longer the one that was read."""
+        size = os.fstat(self._file).st_size
+        try:
+            same = self._path.stat().st_ino == os.fstat(self._file).st_ino
+        except FileNotFoundError:
+            same = False
+        if not same or size < self._offset or (size > self._offset and self._digest() != self._mark):
+            raise ResumeError(
+                f"partition file `{self._path}` was replaced or has shrunk while it was read (byte {self._offset} of"
+                f" {size}); lines may only be appended: restore it, or start anew with an empty RECOVERY_DIR"
+            )
+        return size
+
+    def _digest(self) -> str:
         start = max(0, self._offset - _MARK_BYTES)
         before = os.pread(self._file, self._offset - start, start)
         return hashlib.blake2b(before, digest_size=8).hexdigest() if len(before) == self._offset - start else "short"
@@ -178,6 +209,7 @@ class FileReader:
                 head = self._read(self._event_bytes_max + 1)[:-PAD].copy()
                 offsets = np.array([self._offset], np.int64)
                 self._offset = at + end + 1
+                self._mark = self._digest()
                 return RawChunk(self._partition, head, np.zeros(1, np.int64), np.array([len(head)]), offsets)
             at += len(block)
         return None

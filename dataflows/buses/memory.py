@@ -47,6 +47,8 @@ class MemoryBus:
 
     def append(self, topic: str, partition: str, messages: Sequence[bytes], *, at: int) -> int:
         """See Bus."""
+        if messages and at > self.end(topic, partition):
+            raise ResumeError(f"partition `{partition}` of topic `{topic}` ends before {at}")
         if messages:
             self._logs.setdefault((topic, partition), [])[at : at + len(messages)] = messages
         return at + len(messages)

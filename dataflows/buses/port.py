@@ -59,6 +59,7 @@ class Bus(Protocol):
         """Make `messages` follow offset `at`, durably, and return the offset after them.
 
         Repeating the call with the same `at` and messages changes nothing: that makes a writer that owns
-        its partition exactly-once. Empty input returns `at`. A crash midway is mended by the repeat.
+        its partition exactly-once. Empty input returns `at`. A crash midway is mended by the repeat. Raises
+        ResumeError if the log ends before `at`, FatalError if it cannot be written.
         """
         ...

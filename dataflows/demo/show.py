@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from io import TextIOWrapper
 from pathlib import Path
 from typing import cast
 
@@ -49,6 +50,8 @@ def run_demo(out: Path) -> None:
     an earlier demo made it. Raises ConfigError if `out` holds anything else, MissingExtraError without
     the packages of the extra `demo`, HeadraceError if anything is not as it must be.
     """
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # where there is no ✓, a ? does
     console = Console(highlight=False, file=sys.stdout)
     folder = DemoFolder(out)
     if find_spec("matplotlib") is None:

@@ -27,13 +27,13 @@ class Stopped:
 
 @dataclass(frozen=True, slots=True)
 class PieceRead:
-    """One piece of a partition was read. lag_s: now − its newest event, seconds of wall clock."""
+    """One piece of a partition was read. lag_s: now − its newest event, seconds of wall clock, or None."""
 
     partition: str
     events: int
     late: int
     dead: int
-    lag_s: float
+    lag_s: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,8 @@ def _count(event: Event) -> None:
             SIGNALS.labels("decode", "ok", partition).inc(events - late - dead)
             SIGNALS.labels("decode", "late", partition).inc(late)
             SIGNALS.labels("decode", "dead", partition).inc(dead)
-            LAG.labels(partition).set(lag)
+            if lag is not None:
+                LAG.labels(partition).set(lag)
         case Late(reason, partition, count) if reason != "late":
             SIGNALS.labels("windows", reason, partition).inc(count)
         case Refused(stage, reason):

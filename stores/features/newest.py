@@ -7,6 +7,7 @@ from itertools import islice
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 
 def coalesce(rows: pa.RecordBatch) -> pa.RecordBatch:
@@ -15,9 +16,8 @@ def coalesce(rows: pa.RecordBatch) -> pa.RecordBatch:
     Of rows that are equal in both the last one stays. Columns are kept as they are.
     """
     entities = rows.column("entity_id").dictionary_encode()
-    names = entities.dictionary.to_numpy(zero_copy_only=False).astype(str)
-    rank = np.empty(len(names), np.int64)
-    rank[np.argsort(names)] = np.arange(len(names))
+    rank = np.empty(len(entities.dictionary), np.int64)
+    rank[pc.sort_indices(entities.dictionary).to_numpy()] = np.arange(len(rank))
     codes = rank[entities.indices.to_numpy()]
     order = np.lexsort((microseconds(rows, "created_at"), microseconds(rows, "event_time"), codes))
     last = np.append(codes[order][1:] != codes[order][:-1], True) if len(order) else np.zeros(0, bool)

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,6 +29,10 @@ from stores.offline.disk import exchange, fsync, locked, names_in, remove_folder
 from stores.offline.layout import FileName, Layout, own_merged, parse_file_name, rows_in
 from stores.offline.parquet import MERGED_FROM, ROW_GROUP_ROWS, STATISTICS, find_partitions, merged_from, read_file
 from stores.offline.port import EVERYTHING, MERGED_PART, PartitionKey, Selection, lineage_of
+
+GRACE_S = 2.0
+"""How long a folder that was exchanged keeps its files: a reader that had opened it just before would list an
+empty folder and miss rows without noticing; so it lists files that are gone, which it notices."""
 
 TARGET_BYTES = 128 << 20
 """A merged file is made of about as many bytes; files of half that size are left alone."""
@@ -94,6 +99,9 @@ def compact(
                     if progress:
                         progress(key, done, len(keys))
                     summary += _compact_partition(layout, key, target_bytes)
+                if summary.partitions:
+                    time.sleep(GRACE_S)
+                    _remove_leftovers(layout)
         except BlockingIOError as exc:
             raise RetryableError(f"another compaction of `{root}` is running; try again when it is done") from exc
     return summary
@@ -116,9 +124,9 @@ def _compact_partition(layout: Layout, key: PartitionKey, target_bytes: int) -> 
             size_bytes = merged.stat().st_size
             summary += CompactSummary(0, len(group.names), 1, group.size_bytes, size_bytes, rows)
         _exchange(layout, folder, beside, {str(name) for _, group in groups for name in group.names})
-    finally:
-        # After the exchange this is the old folder, before it the unfinished one.
+    except BaseException:
         _remove_unseen(layout, beside)
+        raise
     return summary
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from threading import Lock
 
 import numpy as np
 import pyarrow as pa
@@ -56,23 +57,25 @@ class ForeignRows:
 
 
 class ForeignRowsCache:
-    """Reads each foreign file once, as long as its partition is in use."""
+    """Reads each foreign file once, as long as its partition is in use. Several threads may share it."""
 
     def __init__(self) -> None:
         """Know nothing yet."""
         self._known: OrderedDict[PartitionKey, tuple[frozenset[str], ForeignRows]] = OrderedDict()
+        self._lock = Lock()
 
     def rows(self, key: PartitionKey, names: frozenset[str], read: Callable[[str], pa.Table]) -> ForeignRows:
         """Return the index over exactly these files, at least one; `read` gives COLUMNS of one."""
-        seen, index = self._known.pop(key, (frozenset(), None))
-        if index is None or not seen <= names:
-            index = ForeignRows([read(name) for name in sorted(names)])
-        elif seen < names:
-            index = index.grown([read(name) for name in sorted(names - seen)])
-        self._known[key] = (names, index)
-        while len(self._known) > 1 and sum(i.nbytes for _, i in self._known.values()) > CACHE_BYTES:
-            self._known.popitem(last=False)
-        return index
+        with self._lock:
+            seen, index = self._known.pop(key, (frozenset(), None))
+            if index is None or not seen <= names:
+                index = ForeignRows([read(name) for name in sorted(names)])
+            elif seen < names:
+                index = index.grown([read(name) for name in sorted(names - seen)])
+            self._known[key] = (names, index)
+            while len(self._known) > 1 and sum(i.nbytes for _, i in self._known.values()) > CACHE_BYTES:
+                self._known.popitem(last=False)
+            return index
 
 
 def _micros(table: pa.Table) -> NDArray[np.int64]:

@@ -8,10 +8,10 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from tests.benchmarks.events import Load, write_events
 from tests.benchmarks.fresh import Measurement, measure
@@ -61,7 +61,8 @@ def _report(folder: Path, events: int, repeat: int, *, only_main: bool) -> str:
     text = _head(events, repeat) + _table(lines)
     if only_main:
         return text
-    return text + _scaling(lines) + _workers(folder, events, repeat) + _state(folder, events) + _online() + _stages(folder)
+    text += _scaling(lines) + _workers(folder, events, repeat) + _state(folder, events) + _online()
+    return text + _stages(folder, events)
 
 
 def _line(folder: Path, load: str, entities: int, events: int, repeat: int) -> Line:
@@ -76,8 +77,8 @@ def _line(folder: Path, load: str, entities: int, events: int, repeat: int) -> L
         arrow.append(measure(f"{PEERS}:pyarrow_json", paths=paths))
     sample = min(events, _NATIVE_EVENTS.get((load, entities), _NATIVE_DEFAULT))
     native = measure(f"{PEERS}:native_bytewax", paths=paths, limit=sample)
-    rates = (median(m.events_per_s for m in runs) for runs in (ours, bare, arrow))
-    return Line(load, entities, *rates, native.events_per_s, median(m.peak_bytes for m in ours) / 2**20)
+    rate, loop, table = (median(m.events_per_s for m in runs) for runs in (ours, bare, arrow))
+    return Line(load, entities, rate, loop, table, native.events_per_s, median(m.peak_bytes for m in ours) / 2**20)
 
 
 def _events(folder: Path, load: str, entities: int, events: int) -> list[str]:
@@ -99,8 +100,8 @@ def _head(events: int, repeat: int) -> str:
         " all 11 statistics of 3 fields, snapshots, Parquet published.\n"
         "*bare*: `for line in lines: orjson.loads(line)`, result dropped. *arrow*: `pyarrow.json` over the same lines,"
         " one thread.\n*native*: Bytewax's own windows doing only count, mean and std of one field in one 1 s window"
-        " (a sample of the events, rate per event).\n*dense*: 10 events a second and entity; *sparse*: one, so that more"
-        " rows come out than events go in.\n\n"
+        " (a sample of the events, rate per event).\n*dense*: 10 events a second and entity; *sparse*: one, so that"
+        " more rows come out than events go in.\n\n"
     )
 
 
@@ -144,8 +145,8 @@ def _state(folder: Path, events: int) -> str:
         pauses = found["pauses"]
         longest = f"{max(pauses) * 1e3:,.0f} ms" if pauses else "none taken"
         text += (
-            f"- State of {entities:,} entities (3 fields, 3 windows): {found['state_bytes'] / entities:,.0f} bytes each;"
-            f" {len(pauses)} snapshots, a second apart: longest pause {longest}\n"
+            f"- State of {entities:,} entities (3 fields, 3 windows): {found['state_bytes'] / entities:,.0f} bytes"
+            f" each; {len(pauses)} snapshots, a second apart: longest pause {longest}\n"
         )
     return text
 
@@ -154,30 +155,29 @@ def _online() -> str:
     _say("online store")
     ours = measure(f"{PIPELINE}:online_rows", rows=2_000, push=False).events_per_s
     push = measure(f"{PIPELINE}:online_rows", rows=2_000, push=True).events_per_s
-    return f"- Online store (Feast, SQLite), rows of 33 features a second: {ours:,.0f}; Feast's own `push`: {push:,.0f}\n"
+    return f"- Online store (Feast, SQLite), rows of 33 features a second: {ours:,.0f}; Feast's `push`: {push:,.0f}\n"
 
 
-def _stages(folder: Path) -> str:
+def _stages(folder: Path, events: int) -> str:
     text = "\nShare of the time by stage, one worker, 5,000 entities:\n\n"
     shares: dict[str, dict[str, float]] = {}
     for load in RATES:
         _say(f"stages, {load}")
-        paths = sorted(str(p) for p in folder.glob(f"{load}-5000-*/*.jsonl") if "4000000" not in str(p))
-        spent = _with_report("headrace_stages", paths)
+        paths = _events(folder, load, 5_000, events)
+        spent: dict[str, float] = _with_report("headrace_stages", paths)
         total = sum(spent.values())
         shares[load] = {stage: seconds / total for stage, seconds in spent.items()}
     text += "| stage | " + " | ".join(shares) + " |\n|---|" + "--:|" * len(shares) + "\n"
     for stage in shares["dense"]:
         text += f"| {stage} | " + " | ".join(f"{shares[load].get(stage, 0.0):.0%}" for load in shares) + " |\n"
-    widest = {load: max((s for s in shares[load]), key=lambda s, load=load: shares[load][s]) for load in shares}
+    widest = {load: max(found, key=found.__getitem__) for load, found in shares.items()}
     return text + "\nThe next bottleneck: " + "; ".join(f"{load}: {stage}" for load, stage in widest.items()) + ".\n"
 
 
-def _with_report(function: str, paths: list[str]) -> dict[str, float]:
+def _with_report(function: str, paths: list[str]) -> Any:  # noqa: ANN401  # what the function reports
     with tempfile.NamedTemporaryFile(suffix=".json") as report:
         measure(f"{PIPELINE}:{function}", paths=paths, report=report.name)
-        found: dict[str, float] = json.loads(Path(report.name).read_text(encoding="utf-8"))
-        return found
+        return json.loads(Path(report.name).read_text(encoding="utf-8"))
 
 
 def _say(what: str) -> None:

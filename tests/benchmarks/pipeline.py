@@ -131,7 +131,8 @@ def _feature_rows(feature_set: Any, rows: int) -> Any:  # noqa: ANN401  # a reco
         "revision": pa.repeat(pa.scalar(0, pa.int32()), rows),
         "content_hash": pa.array([bytes(16)] * rows, pa.binary(16)),
     }
-    return pa.record_batch([fixed.get(f.name, pa.array(values).cast(f.type, safe=False)) for f in schema], schema=schema)
+    columns = [fixed.get(f.name, pa.array(values).cast(f.type, safe=False)) for f in schema]
+    return pa.record_batch(columns, schema=schema)
 
 
 def _run(settings: Settings, workers: int) -> tuple[int, float]:
@@ -177,19 +178,20 @@ def _timed(spent: dict[str, float]) -> Iterator[None]:
     """Put a clock round each stage; a stage's time is its own, without that of a stage inside it."""
     from dataflows import signal_flow
     from dataflows.buses.folder import FileReader
-    from operators import intake, windows
+    from operators import set_windows, windows
     from operators.decode import Decoder
+    from operators.watermark import PartitionWatermark
     from stores.offline.parquet import ParquetOfflineStore
 
     places: list[tuple[Any, str, str]] = [
         (FileReader, "poll", "read"),
         (Decoder, "decode", "decode"),
-        (intake.PartitionWatermark, "mark", "decode"),
+        (PartitionWatermark, "mark", "decode"),
         (signal_flow, "split", "split by shard"),
         (windows.Shard, "push", "wait and order"),
         (windows, "in_order", "wait and order"),
         (windows.Shard, "advance", "windows"),
-        (windows, "finish_rows", "rows: hash and columns"),
+        (set_windows, "finish_rows", "rows: hash and columns"),
         (signal_flow, "to_table", "rows: hash and columns"),
         (ParquetOfflineStore, "stage", "Parquet"),
         (ParquetOfflineStore, "publish", "Parquet"),

@@ -1,20 +1,23 @@
 """`signals` with short epochs and faults, for tests: `python -m tests.crash.launch EPOCH_MS [FAULT]…`.
 
-A fault is `module:name.of.function:when:n`. At its n-th call the process is killed (-9) `before` it runs, `after` it ran,
-or `amid`: half of its bytes are written first (os.pwrite only). `skip` leaves every call out, `full` lets no file grow
-past n bytes as long as the call lasts. `steps::before:n` kills at the n-th step that touches names or contents of files.
+A fault is `module:name.of.function:when:n`. At its n-th call the process is killed (-9) `before` it runs, `after` it
+ran, or `amid`: half of its bytes are written first (os.pwrite only). `skip` answers [] to every call, `full` lets no
+file grow past n bytes as long as the call lasts. `steps::before:n` kills at the n-th step that touches a file below the
+working directory.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 import os
 import resource
 import signal
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 STEPS = {"open", "os.chmod", "os.link", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.scandir", "os.truncate"}
@@ -39,23 +42,22 @@ def set_fault(fault: str) -> None:
 
 
 def _faulty(real: Callable[..., Any], when: str, number: int) -> Callable[..., Any]:
-    calls = 0
+    calls = itertools.count(1)
 
     @functools.wraps(real)
     def function(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  # stands for any function
-        nonlocal calls
-        calls += 1
+        call = next(calls)
         if when == "skip":
-            return None
+            return []
         if when == "full":
             return _on_full_disk(functools.partial(real, *args, **kwargs), number)
-        if calls == number and when == "amid":
+        if call == number and when == "amid":
             file, data, at = args
             real(file, data[: len(data) // 2], at)
-        if calls == number and when != "after":
+        if call == number and when != "after":
             die()
         result = real(*args, **kwargs)
-        if calls == number:
+        if call == number:
             die()
         return result
 
@@ -72,9 +74,11 @@ def _on_full_disk(work: Callable[[], Any], size: int) -> Any:  # noqa: ANN401  #
 
 
 def _kill_at_step(left: int) -> None:
-    def hook(event: str, _args: tuple[object, ...]) -> None:
+    mine = str(Path.cwd())
+
+    def hook(event: str, args: tuple[object, ...]) -> None:
         nonlocal left
-        if event in STEPS:
+        if event in STEPS and str(args[0]).startswith(mine):
             left -= 1
             if left == 0:
                 die()
@@ -88,15 +92,12 @@ def main(epoch_ms: str, *faults: str) -> int:
 
     from dataflows.cli import run
 
-    real = bytewax.run.cli_main
+    real: Callable[..., None] = bytewax.run.cli_main
 
     def quick(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401  # as cli_main
         real(*args, **{**kwargs, "epoch_interval": timedelta(milliseconds=int(epoch_ms))})
 
     bytewax.run.cli_main = quick
-    import dataflows.commands  # noqa: F401  # what it imports is not part of the run that is killed
-    import dataflows.runner
-
     for fault in faults:
         set_fault(fault)
     return run(["signals", "--json"])

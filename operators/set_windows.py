@@ -1,0 +1,170 @@
+"""One feature set within a shard: the state of its windows, grown, run, packed and unpacked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from operators.feature_sets import STATISTICS, FeatureSet
+from operators.kernels import EW, PANE, STATISTICS_COUNT
+from operators.records import RowBlock
+from operators.rows import finish_rows, hash_header
+from operators.window_loops import (
+    HEAD,
+    NEVER,
+    NEXT_END,
+    ROW_END,
+    ROW_ENTITY,
+    ROW_SPEC,
+    ROW_START,
+    SPEC,
+    TIMES_AT,
+    Ordered,
+    RowBuffer,
+    Scratch,
+    SetPlan,
+    SetState,
+    apply_events,
+    close_windows,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from operators.entities import Entities
+
+_ROOM = 1 << 13
+_ENTITIES_MIN = 64
+_PACKED = ("open", "floats", "ints", "open_floats", "open_ints")
+
+
+class SetWindows:
+    """The windows of one feature set for all entities of a shard; entities are those of `Entities`."""
+
+    def __init__(self, declared: FeatureSet, index: int, fields: tuple[str, ...]) -> None:
+        """index: of the set in the flow. fields: the decoded columns, which hold those of the set."""
+        self._index = index
+        self._windows = declared.windows
+        self._plan = _plan(declared, index, fields)
+        self._state = _empty_state(self._plan, 0)
+        count = len(declared.fields)
+        self._scratch = Scratch(
+            np.zeros((1, count * PANE)), np.zeros((count, 4)), np.zeros(len(declared.windows), np.int64)
+        )
+        chosen = [STATISTICS.index(s) for s in declared.statistics]
+        self._columns = np.array([f * STATISTICS_COUNT + s for f in range(count) for s in chosen], np.int64)
+        self._headers = [hash_header(declared, w) for w in declared.windows]
+        self._room = _room(self._plan, _ROOM)
+
+    def apply(self, events: Ordered, entities: Entities) -> Iterator[RowBlock]:
+        """Take events in order; yield the windows that they close."""
+        self._grow(entities.count)
+        group = 0
+        while group < len(events.entity):
+            room = self._room
+            group, count, need = apply_events(self._state, self._plan, self._scratch, events, room, group)
+            yield from self._blocks(room, count, entities)
+            if group < len(events.entity):
+                self._make_room(need)
+
+    def close(self, watermark: int, entities: Entities) -> tuple[list[RowBlock], int]:
+        """Close every window with end <= watermark; return them, and the end that closes next or NEVER."""
+        blocks: list[RowBlock] = []
+        entity, due = 0, NEVER
+        while entity < len(self._state.ints):
+            room = self._room
+            entity, count, need, upcoming = close_windows(
+                self._state, self._plan, self._scratch, watermark, room, entity
+            )
+            due = min(due, int(upcoming))
+            blocks.extend(self._blocks(room, count, entities))
+            if entity < len(self._state.ints):
+                self._make_room(need)
+        return blocks, due
+
+    def first_end(self, t: int) -> int:
+        """The earliest end of any window that an event at `t` can belong to."""
+        return min(t + w.size_us if w.session else (t // w.slide_us + 1) * w.slide_us for w in self._windows)
+
+    def last_end(self, t: int) -> int:
+        """The latest end of any window that an event at `t` belongs to, if no event follows."""
+        return max(t + w.size_us if w.session else (t // w.slide_us + w.panes) * w.slide_us for w in self._windows)
+
+    def pack(self, entities: int) -> dict[str, NDArray[np.generic]]:
+        """The state of the first `entities` as arrays; one without open windows keeps its EW states alone."""
+        floats, ints = self._state.floats[:entities], self._state.ints[:entities]
+        kept_floats, kept_ints = _kept(self._plan)
+        is_open = ints[:, NEXT_END] != NEVER
+        parts = (
+            is_open,
+            floats[:, :kept_floats],
+            ints[:, :kept_ints],
+            floats[is_open, kept_floats:],
+            ints[is_open, kept_ints:],
+        )
+        return dict(zip(_PACKED, parts, strict=True))
+
+    def unpack(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+        """Take the state that `pack` gave."""
+        is_open, floats, ints, open_floats, open_ints = (arrays[name] for name in _PACKED)
+        kept_floats, kept_ints = _kept(self._plan)
+        self._state = _empty_state(self._plan, len(is_open))
+        self._state.floats[:, :kept_floats] = floats
+        self._state.ints[:, :kept_ints] = ints
+        self._state.floats[is_open, kept_floats:] = open_floats
+        self._state.ints[is_open, kept_ints:] = open_ints
+
+    def _grow(self, entities: int) -> None:
+        have = len(self._state.ints)
+        if have < entities:
+            grown = _empty_state(self._plan, max(_ENTITIES_MIN, 2 * have, entities))
+            grown.floats[:have] = self._state.floats
+            grown.ints[:have] = self._state.ints
+            self._state = grown
+
+    def _make_room(self, rows: int) -> None:
+        if rows > len(self._room.place):
+            self._room = _room(self._plan, rows)
+
+    def _blocks(self, room: RowBuffer, count: int, entities: Entities) -> Iterator[RowBlock]:
+        """Cut the rows in the buffer by window spec."""
+        place = room.place[:count]
+        for spec, header in enumerate(self._headers):
+            at = np.flatnonzero(place[:, ROW_SPEC] == spec)
+            if len(at) == 0:
+                continue
+            entity = entities.gather(place[at, ROW_ENTITY])
+            start, end = place[at, ROW_START], place[at, ROW_END]
+            hashes, values, valid = finish_rows(header, entity, start, end, room.values, at, self._columns)
+            yield RowBlock(self._index, spec, *entity, start, end, values, valid, hashes)
+
+
+def _plan(declared: FeatureSet, index: int, fields: tuple[str, ...]) -> SetPlan:
+    """Lay out an entity's lines: EW states and times first, then each spec's head, panes and event counts."""
+    count = len(declared.fields)
+    specs = np.zeros((len(declared.windows), SPEC), np.int64)
+    floats, ints = count * EW, TIMES_AT + count
+    for line, w in zip(specs, declared.windows, strict=True):
+        line[:] = w.size_us, w.slide_us, w.panes, w.session, ints, floats, ints + HEAD
+        floats += w.panes * count * PANE
+        ints += HEAD + w.panes
+    field_column = np.array([fields.index(f) for f in declared.fields], np.int64)
+    return SetPlan(specs, field_column, index, float(declared.halflife_us), floats, ints)
+
+
+def _kept(plan: SetPlan) -> tuple[int, int]:
+    """How much of an entity's lines outlives its windows."""
+    return len(plan.field) * EW, TIMES_AT + len(plan.field)
+
+
+def _empty_state(plan: SetPlan, entities: int) -> SetState:
+    state = SetState(np.zeros((entities, plan.floats)), np.zeros((entities, plan.ints), np.int64))
+    state.ints[:, NEXT_END] = NEVER
+    return state
+
+
+def _room(plan: SetPlan, rows: int) -> RowBuffer:
+    return RowBuffer(np.empty((rows, 4), np.int64), np.empty((rows, len(plan.field) * STATISTICS_COUNT)))

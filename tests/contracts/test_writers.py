@@ -1,0 +1,195 @@
+"""What the writers of rows and logs do is there once, wherever the engine is killed and whatever it replays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dataflows.buses.memory import MemoryBus
+from stores import writers
+from stores.offline.memory import MemoryOfflineStore
+from stores.writers import EPOCHS_MAX, LogWriter, OfflineWriter, Rows, logged, staged_tokens
+from tests.epochs import PLANS, Engine, hour_rows
+from tests.offline_rows import published
+
+
+def seen(store: MemoryOfflineStore) -> list[int]:
+    """The numbers of the visible rows, sorted; one that is there twice is in the list twice."""
+    return sorted(
+        int.from_bytes(content[:8], "little")
+        for _, table in store.scan()
+        for content in table["content_hash"].to_pylist()
+    )
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of three rows are large enough."""
+    monkeypatch.setattr(writers, "ROWS_MIN", 3)
+
+
+@pytest.mark.usefixtures("small")
+@given(plan=PLANS, finals=st.sets(st.integers(0, 40)))
+def test_offline_rows_are_visible_once(plan: Sequence[str], finals: set[int]) -> None:
+    """At every moment each row is visible at most once and only if its epoch is durable; in the end all are."""
+    store = MemoryOfflineStore()
+    engine = Engine(
+        lambda resume: OfflineWriter(store, "aa.w0", resume, durable=True, staged=True),
+        lambda number: hour_rows(number, final=number in finals),
+    )
+    for step in plan:
+        engine.do(step)
+        visible = seen(store)
+        assert len(visible) == len(set(visible))
+        assert set(visible) <= set(range(engine.durable[1]))
+    engine.finish()
+    assert seen(store) == list(range(engine.furthest))
+
+
+@pytest.mark.usefixtures("small")
+@given(plan=PLANS)
+def test_what_a_durable_snapshot_has_staged_can_be_published_by_others(plan: Sequence[str]) -> None:
+    """After the last run `staged_tokens` of its snapshot publish the rest, and doing so again changes nothing."""
+    store = MemoryOfflineStore()
+    engine = Engine(lambda resume: OfflineWriter(store, "aa.w0", resume, durable=True, staged=True), hour_rows)
+    for step in plan:
+        engine.do(step)
+    engine.writer.write(Rows(final=True))
+    engine.do("epoch")
+    engine._commit()
+    state, position = engine.durable
+    assert state is not None
+    for _ in range(2):
+        store.publish(staged_tokens(state))
+        assert seen(store) == list(range(position))
+
+
+@pytest.mark.usefixtures("small")
+@given(plan=PLANS)
+def test_unstaged_offline_rows_are_never_lost(plan: Sequence[str]) -> None:
+    """With EXACTLY_ONCE_SINK=0 rows are visible with their snapshot; after a kill some come again, none is missing."""
+    store = MemoryOfflineStore()
+    engine = Engine(lambda resume: OfflineWriter(store, "aa.w0", resume, durable=True, staged=False), hour_rows)
+    for step in plan:
+        engine.do(step)
+    engine.finish()
+    assert set(seen(store)) == set(range(engine.furthest))
+    if "killed" not in plan:
+        assert seen(store) == list(range(engine.furthest))
+
+
+@pytest.mark.usefixtures("small")
+@given(plan=st.lists(st.sampled_from(["write", "epoch"]), max_size=20))
+def test_without_durable_snapshots_closing_publishes(plan: Sequence[str]) -> None:
+    """A run that remembers nothing has everything visible once it has ended well."""
+    store = MemoryOfflineStore()
+    engine = Engine(lambda resume: OfflineWriter(store, "aa.w0", resume, durable=False, staged=True), hour_rows)
+    for step in plan:
+        engine.do(step)
+    engine.writer.close()
+    assert seen(store) == list(range(engine.furthest))
+
+
+def test_small_files_wait_for_company() -> None:
+    """Few rows wait for EPOCHS_MAX snapshots, many or final ones do not; meanwhile they are in the snapshot."""
+    store = MemoryOfflineStore()
+    writer = OfflineWriter(store, "aa.w0", None, durable=True, staged=True)
+    writer.write(hour_rows(0))
+    states = [writer.snapshot() for _ in range(EPOCHS_MAX)]
+    assert [len(staged_tokens(state)) for state in states] == [0] * (EPOCHS_MAX - 1) + [1]
+    writer.write(hour_rows(1, final=True))
+    assert len(staged_tokens(writer.snapshot())) == 1
+    assert len(published(store)) == 1
+
+
+def test_rows_of_two_writers_do_not_mix() -> None:
+    """Each writer publishes and discards its own; a restart of one leaves what the other has staged."""
+    store = MemoryOfflineStore()
+    one, two = (OfflineWriter(store, f"aa.w{i}", None, durable=True, staged=True) for i in range(2))
+    one.write(hour_rows(0, final=True))
+    two.write(hour_rows(1, final=True))
+    state = one.snapshot(), two.snapshot()
+    OfflineWriter(store, "aa.w0", None, durable=True, staged=True)
+    two.snapshot()
+    assert seen(store) == [1]
+    assert staged_tokens(state[0]) != staged_tokens(state[1])
+
+
+def message(number: int) -> list[bytes]:
+    """None, one or some messages of any bytes that a line can hold."""
+    return [b"%d-%d \xff\x00\xc3\xa4" % (number, i) for i in range(number % 3)]
+
+
+def log_of(bus: MemoryBus) -> list[bytes]:
+    """All messages of the late topic."""
+    reader = bus.reader("late", "aa", None)
+    chunk = reader.poll(10_000)
+    return [] if chunk is None else [chunk.message(i) for i in range(len(chunk.lengths))]
+
+
+def log_writer(bus: MemoryBus, resume: bytes | None, *, durable: bool = True) -> LogWriter:
+    """A writer that owns the partition `aa` of the late topic."""
+    return LogWriter(lambda messages, at: bus.append("late", "aa", messages, at=at), resume, durable=durable)
+
+
+def messages_until(position: int) -> list[bytes]:
+    """What the items before the position hold."""
+    return [m for number in range(position) for m in message(number)]
+
+
+@given(plan=PLANS)
+def test_messages_are_in_the_log_once_and_in_order(plan: Sequence[str]) -> None:
+    """At every moment the log is a beginning of what durable epochs hold; in the end it is all, byte for byte."""
+    bus = MemoryBus()
+    engine = Engine(lambda resume: log_writer(bus, resume), message)
+    for step in plan:
+        engine.do(step)
+        durable = messages_until(engine.durable[1])
+        assert log_of(bus) == durable[: len(log_of(bus))]
+    engine.finish(epochs=2)
+    assert log_of(bus) == messages_until(engine.furthest)
+
+
+@given(plan=PLANS)
+def test_what_a_durable_snapshot_has_of_a_log_can_be_appended_by_others(plan: Sequence[str]) -> None:
+    """After the last run `logged` of its snapshot tells what is missing and where; appending it twice is once."""
+    bus = MemoryBus()
+    engine = Engine(lambda resume: log_writer(bus, resume), message)
+    for step in [*plan, "epoch"]:
+        engine.do(step)
+    engine._commit()
+    state, position = engine.durable
+    assert state is not None
+    at, missing = logged(state)
+    for _ in range(2):
+        bus.append("late", "aa", missing, at=at)
+        assert log_of(bus) == messages_until(position)
+
+
+def test_a_log_without_durable_snapshots_is_complete_when_closed() -> None:
+    """A run that remembers nothing has appended everything once it has ended well."""
+    bus = MemoryBus()
+    writer = log_writer(bus, None, durable=False)
+    writer.write([b"a"])
+    writer.snapshot()
+    writer.write([b"b"])
+    writer.close()
+    assert log_of(bus) == [b"a", b"b"]
+
+
+def test_a_log_keeps_what_others_wrote_before() -> None:
+    """A log writer with a durable snapshot goes on at its own place only."""
+    bus = MemoryBus()
+    writer = log_writer(bus, None)
+    writer.write([b"a"])
+    writer.snapshot()
+    state = writer.snapshot()
+    assert logged(state) == (1, [])
+    resumed = log_writer(bus, state)
+    resumed.write([b"b"])
+    resumed.snapshot()
+    resumed.snapshot()
+    assert log_of(bus) == [b"a", b"b"]

@@ -1,0 +1,113 @@
+"""What Headrace promises, each promise with the tests that prove it: README.md shows them, a test finds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Guarantee:
+    """A promise, and the tests that prove it: `<path below tests>::<test>` or `…::<class>::<test>`."""
+
+    promise: str
+    tests: tuple[str, ...]
+
+
+GUARANTEES = (
+    Guarantee(
+        "Live and batch give the same rows, bit for bit, from JSON lines, CSV and Parquet",
+        (
+            "test_batch_inputs.py::test_batch_equals_live",
+            "test_batch_inputs.py::test_all_formats_give_the_same_rows",
+            "test_demo.py::TestDemo::test_as_a_stranger_runs_it",
+        ),
+    ),
+    Guarantee(
+        "Batch sizes, restarts, shards and the interleaving of partitions leave no trace in the rows",
+        (
+            "test_windows.py::test_any_cut_and_any_restart_gives_the_same_bits",
+            "test_windows.py::test_any_interleaving_of_partitions_gives_the_same_bits",
+            "test_windows.py::test_shards_together_are_one",
+        ),
+    ),
+    Guarantee(
+        "Every event is used, a duplicate, a conflict, late or a dead letter: one of them, and the counts add up",
+        ("test_bad_input.py::test_neighbours_of_bad_messages_are_used", "test_cli.py::test_json_of_a_run"),
+    ),
+    Guarantee(
+        "Each row is visible exactly once, whatever is killed and when",
+        (
+            "test_offline_crash.py::test_a_sink_killed_at_every_step_writes_each_row_once",
+            "contracts/test_writers.py::test_offline_rows_are_visible_once",
+            "contracts/test_writers.py::test_messages_are_in_the_log_once_and_in_order",
+            "test_batch_inputs.py::test_a_killed_backfill_leaves_nothing",
+        ),
+    ),
+    Guarantee(
+        "A row that is out never changes through what comes later, and Feast gives no value from the future",
+        (
+            "test_windows.py::test_more_input_never_changes_rows_that_are_out",
+            "test_feature_repo.py::test_history_holds_no_value_from_the_future",
+            "test_feature_repo.py::test_history_equals_a_plain_search",
+        ),
+    ),
+    Guarantee(
+        "Statistics are those of exact sums within 1e-9, also with 1e9 added to every value",
+        ("test_windows.py::test_statistics_equal_the_oracle",),
+    ),
+    Guarantee(
+        "What is served online is the newest row, and never goes back",
+        (
+            "contracts/test_features.py::test_the_newest_of_all_is_served",
+            "contracts/test_features.py::test_nothing_goes_back_after_a_restart",
+            "contracts/test_online_writer.py::test_the_newest_row_is_served_and_never_goes_back",
+            "test_feast_features.py::test_a_stopped_redis_is_waited_for",
+        ),
+    ),
+    Guarantee(
+        "A bad event never stops the flow and is never lost: its bytes, place and reason are kept",
+        (
+            "test_bad_input.py::test_bad_message_becomes_a_dead_letter",
+            "test_bad_input.py::test_one_broken_event_does_not_slow_its_batch",
+            "contracts/test_deadletters.py::test_a_killed_writer_loses_no_letter_that_it_reported",
+        ),
+    ),
+    Guarantee(
+        "What does not belong together is refused, nothing touched: another flow's recovery folder, a log that shrank",
+        (
+            "test_cli.py::test_a_recovery_folder_of_another_flow_is_refused",
+            "test_bad_input.py::test_partition_that_shrinks_stops_the_flow",
+        ),
+    ),
+    Guarantee(
+        "A full disk loses nothing and leaves nothing half written",
+        (
+            "test_offline_parquet.py::test_a_full_disk_stops_without_a_trace",
+            "test_batch_inputs.py::test_a_full_disk_leaves_nothing",
+        ),
+    ),
+    Guarantee(
+        "The history is plain hive-partitioned Parquet, and stays so while small files are merged",
+        (
+            "test_offline_parquet.py::test_pyarrow_reads_the_files",
+            "test_offline_parquet.py::test_duckdb_reads_the_files",
+            "test_offline_parquet.py::test_polars_reads_the_files",
+            "test_offline_crash.py::test_a_compaction_killed_at_every_step_leaves_old_or_new",
+        ),
+    ),
+    Guarantee(
+        "Feast's views are those of the flow, whatever the settings",
+        ("test_feature_repo.py::test_views_are_those_of_the_flow",),
+    ),
+    Guarantee(
+        "Logs and metrics tell of every event and never hold a payload",
+        (
+            "test_observability.py::test_metrics_on_the_engines_own_endpoint",
+            "test_observability.py::test_logs_lead_to_an_event_and_never_show_it",
+        ),
+    ),
+    Guarantee(
+        "It starts with nothing, and what this page tells to type works",
+        ("test_readme.py::test_the_minute_with_your_own_data_works",),
+    ),
+)
