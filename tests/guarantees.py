@@ -23,8 +23,11 @@ GUARANTEES = (
         ),
     ),
     Guarantee(
-        "Batch sizes, restarts, shards and the interleaving of partitions leave no trace in the rows",
+        "Batch sizes, workers, processes, restarts, shards and the interleaving of partitions leave no trace in the rows",
         (
+            "test_bit_identity.py::test_every_way_of_running",
+            "test_bit_identity.py::test_partitions_that_grow_while_they_are_followed",
+            "test_recovery.py::test_rescaled_from_4_to_1_to_3_workers",
             "test_windows.py::test_any_cut_and_any_restart_gives_the_same_bits",
             "test_windows.py::test_any_interleaving_of_partitions_gives_the_same_bits",
             "test_windows.py::test_shards_together_are_one",
@@ -37,6 +40,9 @@ GUARANTEES = (
     Guarantee(
         "Each row is visible exactly once, whatever is killed and when",
         (
+            "crash/test_kills.py::test_killed_at_named_points",
+            "crash/test_kills.py::test_killed_at_random_moments",
+            "test_recovery.py::test_two_crashes",
             "test_offline_crash.py::test_a_sink_killed_at_every_step_writes_each_row_once",
             "contracts/test_writers.py::test_offline_rows_are_visible_once",
             "contracts/test_writers.py::test_messages_are_in_the_log_once_and_in_order",
@@ -76,8 +82,17 @@ GUARANTEES = (
         "What does not belong together is refused, nothing touched: another flow's recovery folder, a log that shrank",
         (
             "test_cli.py::test_a_recovery_folder_of_another_flow_is_refused",
+            "test_recovery.py::test_a_folder_that_does_not_fit",
             "test_bad_input.py::test_partition_that_shrinks_stops_the_flow",
         ),
+    ),
+    Guarantee(
+        "SIGTERM and Ctrl-C stop cleanly: the next run replays nothing",
+        ("test_recovery.py::test_stopping_replays_nothing",),
+    ),
+    Guarantee(
+        "One slow worker does not starve the others",
+        ("test_epoch_sync.py::test_thirty_epochs_with_one_slow_worker",),
     ),
     Guarantee(
         "A full disk loses nothing and leaves nothing half written",

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from operators.feature_sets import FeatureSets, parse_feature_sets
+from operators.kernels import PANE, pane_join, pane_update, window_statistics
 from operators.records import RowBlock
 from operators.rows import hash_table, to_table
 from operators.shard import shard_keys, siphash13, split
@@ -273,3 +274,52 @@ def test_room_for_rows_follows_the_time_span_not_the_events() -> None:
     done.end()
     assert max(len(each._room.place) for each in done.shard._sets) <= 1 << 13
     assert sum(len(b) for b in done.blocks if b.set_index == 0 and b.spec_index == 1) == 200 + 1023
+
+
+@given(logs(partitions=1), st.lists(st.floats(0, 4.9), min_size=60, max_size=60))
+def test_any_disorder_within_the_watermark_gives_the_same_bits(log: list[Event], delays: list[float]) -> None:
+    """Events that arrive up to the bound later than their time change nothing, as long as each key is sent once."""
+    unique = list({(e.entity, e.time, e.sequence): e for e in log}.values())
+    in_order = sorted(unique, key=lambda e: (e.time, e.offset))
+    arrival = [e.time + int(d * SECOND) for e, d in zip(in_order, delays, strict=False)]
+    arrived = [e for _, e in sorted(zip(arrival, in_order, strict=False), key=lambda pair: (pair[0], pair[1].offset))]
+    calm, wild = run(in_order[: len(arrived)]), run(arrived)
+    assert (calm.late, wild.late) == (0, 0)
+    assert bits(wild) == bits(calm)
+
+
+@given(st.lists(st.floats(-1000, 1000).map(lambda x: round(x, 6)), min_size=3, max_size=30), st.data())
+def test_panes_join_in_any_grouping_to_what_one_pass_gives(values: list[float], data: st.DataObject) -> None:
+    """Merge: however values are cut into panes, and the panes grouped, they join to one pass within rounding."""
+    offset = data.draw(st.sampled_from([0.0, 1e9]))
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(values) - 1), min_size=2, max_size=2)))
+    parts = [pane_of([v + offset for v in part]) for part in np.split(np.array(values), cuts)]
+    left = joined(joined(parts[0], parts[1]), parts[2])
+    right = joined(parts[0], joined(parts[1], parts[2]))
+    whole = statistics_of(pane_of([v + offset for v in values]))
+    for grouped in (left, right):
+        assert statistics_of(grouped) == pytest.approx(whole, rel=1e-9, abs=1e-9)
+
+
+def pane_of(values: list[float]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    """A pane that took the values one after the other."""
+    pane = np.zeros((1, PANE))
+    for value in values:
+        pane_update(pane, 0, 0, value)
+    return pane
+
+
+def joined(
+    earlier: np.ndarray[tuple[int, int], np.dtype[np.float64]], later: np.ndarray[tuple[int, int], np.dtype[np.float64]]
+) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    """A new pane of both."""
+    out = earlier.copy()
+    pane_join(out, 0, later, 0, 0)
+    return out
+
+
+def statistics_of(pane: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> list[float]:
+    """Count, sum, mean, std, min, max and first."""
+    out = np.zeros((1, 11))
+    window_statistics(pane, 0, 0, out, 0, 0)
+    return out[0, :7].tolist()
