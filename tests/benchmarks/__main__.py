@@ -145,8 +145,8 @@ def _state(folder: Path, events: int) -> str:
         pauses = found["pauses"]
         longest = f"{max(pauses) * 1e3:,.0f} ms" if pauses else "none taken"
         text += (
-            f"- State of {entities:,} entities (3 fields, 3 windows): {found['state_bytes'] / entities:,.0f} bytes"
-            f" each; {len(pauses)} snapshots, a second apart: longest pause {longest}\n"
+            f"- State of {entities:,} entities (3 fields, 3 windows), at most, with the events that wait:"
+            f" {found['state_bytes'] / entities:,.0f} bytes each; snapshots a second apart: longest pause {longest}\n"
         )
     return text
 
