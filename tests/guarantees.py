@@ -23,7 +23,7 @@ GUARANTEES = (
         ),
     ),
     Guarantee(
-        "Batch sizes, workers, processes, restarts, shards and the interleaving of partitions leave no trace in the rows",
+        "Batch sizes, workers, processes, restarts, shards and interleaved partitions leave no trace in the rows",
         (
             "test_bit_identity.py::test_every_way_of_running",
             "test_bit_identity.py::test_partitions_that_grow_while_they_are_followed",

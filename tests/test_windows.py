@@ -322,4 +322,4 @@ def statistics_of(pane: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> li
     """Count, sum, mean, std, min, max and first."""
     out = np.zeros((1, 11))
     window_statistics(pane, 0, 0, out, 0, 0)
-    return out[0, :7].tolist()
+    return [float(x) for x in out[0, :7]]
