@@ -35,7 +35,8 @@ docs: $(SETUP) ## Write the tables of README.md anew from the code
 	@.venv/bin/python -m tests.readme_tables
 
 lock: .venv/bin/uv ## Write requirements.lock anew from pyproject.toml (ARGS=--upgrade for newer releases)
-	@.venv/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --all-extras \
+	@.venv/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
+		--extra demo --extra documents --extra lint --extra local --extra openai --extra pdfium --extra test \
 		--custom-compile-command "make lock" --output-file requirements.lock $(ARGS) pyproject.toml
 
 clean: ## Remove the virtual environment, results and caches

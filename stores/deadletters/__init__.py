@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from urllib.parse import unquote
-
 from operators.errors import ConfigError
 from stores.deadletters.port import DeadLetters
 
@@ -14,18 +11,18 @@ def open_dead_letters(url: str) -> DeadLetters:
 
     Raises ConfigError for anything else, and what the adapter raises on opening.
     """
-    scheme, _, rest = url.partition(":")
-    match scheme:
+    match url.partition(":")[0]:
         case "memory":
             from stores.deadletters.memory import MemoryDeadLetters
 
             return MemoryDeadLetters()
         case "sqlite":
             from stores.deadletters.sqlite import SqliteDeadLetters
+            from stores.sqlite import sqlite_path
 
-            path = unquote(rest.removeprefix("///"))
-            if not rest.startswith("///") or path in ("", ":memory:"):
+            path = sqlite_path(url)
+            if path is None:
                 raise ConfigError(f"dead letters `{url}` name no file; write sqlite:///data/deadletters.db, or memory:")
-            return SqliteDeadLetters(Path(path))
+            return SqliteDeadLetters(path)
         case _:
             raise ConfigError(f"dead letters `{url}`: the scheme is not one of memory, sqlite")

@@ -1,28 +1,19 @@
-"""Dead letters in one SQLite file.
-
-The write-ahead log lets readers list while others write. `synchronous=FULL` makes every commit reach
-the disk: with NORMAL a loss of power may take back the last commits, and the flow, which has moved
-on, would never offer those letters again.
-"""
+"""Dead letters in one SQLite file."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
-from threading import Lock
 
-from operators.errors import ConfigError, CorruptStoreError, FatalError, HeadraceError, RetryableError
+from operators.errors import ConfigError
 from operators.records import DeadLetter
 from stores.deadletters.port import EVERY_LETTER, LetterFilter, LetterHead, check_limit, head_of, storable
+from stores.sqlite import BUSY_S, SqliteFile, transaction
 
 FORMAT = 1
 """Version of the tables, kept in the file's `user_version`; 0 is a file without tables."""
-
-BUSY_S = 30.0
-"""How long a call waits for other writers before it raises RetryableError."""
 
 # The original stands last: SQLite keeps a long row's tail on pages that a listing then need not read.
 _TABLES = """
@@ -72,24 +63,16 @@ class SqliteDeadLetters:
         CorruptStoreError if it is not a database.
         """
         self._path = path
-        self._lock = Lock()
-        self._closed = False
-        with self._translated("opening"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(path, timeout=busy_s, isolation_level=None, check_same_thread=False)
-            try:
-                self._prepare()
-            except BaseException:
-                self._connection.close()
-                raise
+        self._file = SqliteFile(path, "dead letters", self._prepare, busy_s=busy_s)
+        self._connection = self._file.connection
 
     def put(self, letters: Sequence[DeadLetter]) -> int:
         """Keep the letters in one transaction; see `DeadLetters.put`."""
         rows = [(*astuple(head_of(letter)), letter.original) for letter in map(storable, letters)]
-        with self._held("keeping letters in") as connection:
+        with self._file.held("keeping letters in") as connection:
             if not rows:
                 return 0
-            with _transaction(connection):
+            with transaction(connection):
                 before = connection.total_changes
                 connection.executemany(_PUT, rows)
                 return connection.total_changes - before
@@ -101,19 +84,19 @@ class SqliteDeadLetters:
         check_limit(limit)
         time_us, name = after or _BEFORE_ALL
         bound = _bound(which) | {"limit": limit, "time_us": time_us, "letter_id": name}
-        with self._held("listing") as connection:
+        with self._file.held("listing") as connection:
             return [LetterHead(*row) for row in connection.execute(_LIST, bound)]
 
     def get(self, letter_id: str) -> DeadLetter | None:
         """Return the letter; see `DeadLetters.get`."""
-        with self._held("reading") as connection:
+        with self._file.held("reading") as connection:
             row = connection.execute(_GET, (letter_id,)).fetchone()
         return DeadLetter(*row) if row else None
 
     def drop(self, letter_ids: Sequence[str]) -> int:
         """Forget the letters and give their space back; see `DeadLetters.drop`."""
-        with self._held("dropping letters from") as connection:
-            with _transaction(connection):
+        with self._file.held("dropping letters from") as connection:
+            with transaction(connection):
                 before = connection.total_changes
                 connection.executemany("DELETE FROM dead_letters WHERE letter_id = ?", [(name,) for name in letter_ids])
                 dropped = connection.total_changes - before
@@ -124,27 +107,19 @@ class SqliteDeadLetters:
 
     def count(self, which: LetterFilter = EVERY_LETTER) -> int:
         """Return how many there are; see `DeadLetters.count`."""
-        with self._held("counting") as connection:
+        with self._file.held("counting") as connection:
             (number,) = connection.execute(_COUNT, _bound(which)).fetchone()
         return int(number)
 
     def close(self) -> None:
         """Close the file; see `DeadLetters.close`."""
-        with self._lock, self._translated("closing"):
-            self._closed = True
-            self._connection.close()
+        self._file.close()
 
-    def _prepare(self) -> None:
-        connection = self._connection
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # heeded by a new file only
-        if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
-            connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute(f"PRAGMA journal_size_limit = {64 << 20}")
-        if self._format() == FORMAT:
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        if _format(connection) == FORMAT:
             return
-        with _transaction(connection):
-            found = self._format()  # again, since another process may have been faster
+        with transaction(connection):
+            found = _format(connection)  # again, since another process may have been faster
             if found == 0:
                 connection.execute(_TABLES)
                 connection.execute(_INDEX)
@@ -154,54 +129,9 @@ class SqliteDeadLetters:
                     f"dead letters `{self._path}` are of format {found}, this Headrace knows {FORMAT}; upgrade Headrace"
                 )
 
-    def _format(self) -> int:
-        return int(self._connection.execute("PRAGMA user_version").fetchone()[0])
 
-    @contextmanager
-    def _held(self, doing: str) -> Iterator[sqlite3.Connection]:
-        """The connection, for one thread at a time."""
-        with self._lock:
-            if self._closed:
-                raise ValueError(f"the dead letters `{self._path}` are closed")
-            with self._translated(doing):
-                yield self._connection
-
-    @contextmanager
-    def _translated(self, doing: str) -> Iterator[None]:
-        what = f"{doing} the dead letters `{self._path}`"
-        try:
-            yield
-        except sqlite3.Error as exc:
-            raise _ours(exc, what) from exc
-        except OSError as exc:
-            raise ConfigError(f"{what}: {exc.strerror}; name a place that this user may write to") from exc
-
-
-def _ours(exc: sqlite3.Error, what: str) -> HeadraceError:
-    match getattr(exc, "sqlite_errorcode", 0) & 0xFF:
-        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-            return RetryableError(f"{what}: another process holds them locked ({exc}); try again")
-        case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
-            return CorruptStoreError(f"{what}: the file is damaged ({exc}); restore it, or move it away to start anew")
-        case sqlite3.SQLITE_FULL:
-            return FatalError(f"{what}: the disk is full ({exc}); nothing was lost. Free space and start again")
-        case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
-            return ConfigError(f"{what}: {exc}; name a file that this user may write")
-        case _:
-            return FatalError(f"{what}: {exc}")
-
-
-@contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing. IMMEDIATE, since a reader that turns writer fails at once instead of waiting."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:  # SQLite itself may have rolled back, as it does on a full disk
-            connection.execute("ROLLBACK")
-        raise
+def _format(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
 def _bound(which: LetterFilter) -> dict[str, str | int | None]:

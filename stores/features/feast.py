@@ -151,7 +151,7 @@ class FeastFeatures:
 
 def _open_store(repository: Path) -> tuple[feast.FeatureStore, Provider]:
     _import_feast()
-    import yaml  # type: ignore[import-untyped]  # comes with Feast, without types
+    import yaml  # comes with Feast
     from feast import FeatureStore
     from feast.errors import FeastError
     from feast.infra.provider import get_provider

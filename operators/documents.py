@@ -1,0 +1,80 @@
+"""The vocabulary of the document path: documents, their text and their chunks. Pure values and names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+_SEPARATOR = b"\0"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A document as a listing shows it, unread.
+
+    uri: `file:///…` for files; percent-encoded. fingerprint: changes whenever the content may have
+    changed (size, modification time, inode); equal fingerprints mean that nothing need be read.
+    """
+
+    uri: str
+    fingerprint: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """The text of a document. page_starts: offset of each page in the text, rising; () = no pages.
+
+    metadata: front matter, title, author …, JSON-able. media_type: `text/markdown`, `text/plain`, `application/pdf`.
+    """
+
+    text: str
+    media_type: str
+    page_starts: tuple[int, ...] = ()
+    metadata: dict[str, object] = field(default_factory=dict)
+
+    def page(self, offset: int) -> int | None:
+        """The page (from 1) on which a character stands; None for a document without pages."""
+        number = sum(1 for start in self.page_starts if start <= offset)
+        return number or None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a document's normalised, redacted text: text[offset:offset + length] == self.text.
+
+    ordinal: from 0. page: where it begins. heading: the Markdown headings above it, outermost first.
+    """
+
+    ordinal: int
+    offset: int
+    text: str
+    page: int | None = None
+    heading: tuple[str, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Characters."""
+        return len(self.text)
+
+    @property
+    def text_hash(self) -> str:
+        """32 hexadecimal digits of BLAKE2b over the text."""
+        return blake2b(self.text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def doc_id(uri: str) -> str:
+    """Name of the document at a uri: 32 hexadecimal digits."""
+    return blake2b(uri.encode(), digest_size=16).hexdigest()
+
+
+def chunk_keys(document: str, text_hashes: Iterable[str]) -> tuple[int, ...]:
+    """Vector keys (uint64) of a document's chunks, in order; equal texts are told apart by their count."""
+    seen: dict[str, int] = {}
+    keys: list[int] = []
+    for text_hash in text_hashes:
+        seen[text_hash] = seen.get(text_hash, -1) + 1
+        name = _SEPARATOR.join((document.encode(), text_hash.encode(), str(seen[text_hash]).encode()))
+        keys.append(int.from_bytes(blake2b(name, digest_size=8).digest(), "little"))
+    return tuple(keys)
