@@ -7,13 +7,14 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import orjson
 import typer
 
+from dataflows import cli_documents
+from dataflows.cli_output import Json, Limit, print_json, print_summary
 from operators.errors import ConfigError, HeadraceError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 
 def _help_if_alone(context: typer.Context) -> None:
@@ -43,11 +44,10 @@ backfill = _group("Compute history from complete files.")
 dlq = _group("Look at refused inputs, replay or drop them.")
 late = _group("Look at events that came after their watermark.")
 app.add_typer(backfill, name="backfill")
+app.command()(cli_documents.documents)
 app.add_typer(dlq, name="dlq")
 app.add_typer(late, name="late")
 
-Json = Annotated[bool, typer.Option("--json", help="JSON objects on stdout, one a line, and nothing else there.")]
-Limit = Annotated[int, typer.Option(metavar="N", min=1, help="Show at most so many.")]
 Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Which ones, as `headrace dlq list` shows them.")]
 All = Annotated[bool, typer.Option("--all", help="All of them.")]
 
@@ -127,11 +127,12 @@ def signals(
       STREAM_CONCURRENCY      worker threads [1]
     """  # noqa: D301  # \b: click leaves these lines as they are
     from dataflows.config import load_settings
-    from dataflows.runner import Cluster, run_signals
+    from dataflows.engine import Cluster
+    from dataflows.runner import run_signals
 
     settings = load_settings()
     cluster = Cluster(settings.stream_concurrency, process_id, tuple(a for a in addresses.split(";") if a))
-    _print_summary(run_signals(settings, cluster).record(), json=json)
+    print_summary(run_signals(settings, cluster).record(), json=json)
 
 
 @backfill.command("signals")
@@ -167,7 +168,7 @@ def backfill_signals(
 
     paths = find_inputs(patterns)
     done, withheld = backfill_files(load_settings(), paths, quiet=json)
-    _print_summary({**done.record(), "repeated": withheld.repeated, "different": withheld.different}, json=json)
+    print_summary({**done.record(), "repeated": withheld.repeated, "different": withheld.different}, json=json)
     if withheld.different:
         raise HeadraceError(
             f"{withheld.different} rows differ from those that the history holds, which stay: the inputs are not"
@@ -190,7 +191,7 @@ def features(
 
     rows = online_rows(load_settings(), entity)
     if json:
-        _print_json(rows)
+        print_json(rows)
     else:
         from dataflows.display import show_features
 
@@ -208,7 +209,7 @@ def compact(*, json: Json = False) -> None:
     from dataflows.commands import compact_history
     from dataflows.config import load_settings
 
-    _print_summary(compact_history(load_settings(), quiet=json), json=json)
+    print_summary(compact_history(load_settings(), quiet=json), json=json)
 
 
 @dlq.command("list")
@@ -224,7 +225,7 @@ def dlq_list(
 
     found, total = letters(load_settings(), limit=limit, reason=reason)
     if json:
-        _print_json(found)
+        print_json(found)
     else:
         from dataflows.display import show_letters
 
@@ -248,7 +249,7 @@ def dlq_show(
         return
     found = letter(load_settings(), letter_id)
     if json:
-        _print_json([found])
+        print_json([found])
     else:
         from dataflows.display import show_record
 
@@ -270,7 +271,7 @@ def dlq_replay(
     from dataflows.commands import replay_letters
     from dataflows.config import load_settings
 
-    _print_summary({"replayed": replay_letters(load_settings(), _some(ids, everything=everything))}, json=json)
+    print_summary({"replayed": replay_letters(load_settings(), _some(ids, everything=everything))}, json=json)
 
 
 @dlq.command("drop")
@@ -284,7 +285,7 @@ def dlq_drop(
     from dataflows.commands import drop_letters
     from dataflows.config import load_settings
 
-    _print_summary({"dropped": drop_letters(load_settings(), _some(ids, everything=everything))}, json=json)
+    print_summary({"dropped": drop_letters(load_settings(), _some(ids, everything=everything))}, json=json)
 
 
 @late.command("list")
@@ -299,7 +300,7 @@ def late_list(
 
     found, total = late_events(load_settings(), limit=limit)
     if json:
-        _print_json(found)
+        print_json(found)
     else:
         from dataflows.display import show_late
 
@@ -311,18 +312,3 @@ def _some(ids: list[str] | None, *, everything: bool) -> list[str] | None:
     if bool(ids) == everything:
         raise ConfigError("name the IDs that `headrace dlq list` shows, or pass --all, not both")
     return ids or None
-
-
-def _print_json(records: Sequence[Mapping[str, object]]) -> None:
-    for record in records:
-        sys.stdout.buffer.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
-    sys.stdout.flush()
-
-
-def _print_summary(record: Mapping[str, object], *, json: bool) -> None:
-    if json:
-        _print_json([record])
-    else:
-        from dataflows.display import show_summary
-
-        show_summary(record)

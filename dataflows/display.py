@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -19,10 +19,18 @@ _MEANING = {
     "duplicate": "same key, same content: dropped",
     "conflict": "same key, other content: the last one won",
     "late": "below their watermark: set aside",
-    "dead": "no signals: dead letters",
+    "dead": "refused: dead letters",
     "rows": "feature rows",
     "repeated": "rows that the history had already",
     "different": "rows that the history has otherwise: they stay",
+    "found": "documents listed",
+    "added": "new ones, written",
+    "updated": "changed ones, written anew",
+    "deleted": "gone ones, removed",
+    "renamed": "moved ones: nothing embedded",
+    "unchanged": "not read again",
+    "chunks": "in the documents written",
+    "embedded": "of them with a new vector",
     "partitions": "folders whose small files were merged",
 }
 
@@ -105,6 +113,18 @@ def progress_bar(what: str, size_bytes: int | None, *, quiet: bool) -> Iterator[
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(what, total=size_bytes)
         yield lambda advance: progress.advance(task, advance)
+
+
+@contextmanager
+def task_bar(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr that the yielded function sets to (done, of); none if `quiet` or where stderr is no terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda _done, _of: None
+        return
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, of: progress.update(task, completed=done, total=of)
 
 
 def _table(*names: str) -> Table:

@@ -34,6 +34,9 @@ FORMAT = 1
 _MANIFEST = "headrace.json"
 _DRAFT = "headrace.part"
 _LOCK = "headrace.lock"
+_OTHERS = ("documents",)
+"""Recovery folders of other flows, which stand in that of the first one."""
+
 _WAIT_S = 60.0
 
 
@@ -99,7 +102,7 @@ class Recovery:
 
     def _refuse_strangers(self) -> None:
         """Raise ConfigError if there are files that no run of ours has made, before one of ours is among them."""
-        names = {path.name for path in self.folder.iterdir()} - {_LOCK}
+        names = {path.name for path in self.folder.iterdir()} - {_LOCK, *_OTHERS}
         if names and not (self.folder / _DRAFT).exists() and not (self.folder / _MANIFEST).exists():
             raise ConfigError(
                 f"RECOVERY_DIR `{self.folder}` is not empty and was not made by Headrace; name an empty folder"

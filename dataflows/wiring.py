@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-import threading
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from dataflows.buses import open_bus
+from dataflows.engine import STOP
 from dataflows.signal_flow import FLOW, OFFLINE_WRITERS, SignalPlan
 from dataflows.signal_source import SLOTS, SourcePlan
 from operators.errors import ConfigError
@@ -21,23 +21,11 @@ if TYPE_CHECKING:
 
     from dataflows.buses.port import Bus
     from dataflows.config import Settings
+    from dataflows.engine import Engine
     from operators.feature_sets import FeatureSets
     from stores.deadletters.port import DeadLetters
     from stores.features.port import Features
     from stores.offline.port import OfflineStore
-
-STOP = threading.Event()
-"""Set once by a signal; every source of the process then ends cleanly."""
-
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """How Bytewax is run. epoch_s: seconds between snapshots; workers: in the whole cluster."""
-
-    lineage: str
-    durable: bool
-    workers: int
-    epoch_s: float
 
 
 def bus_of(settings: Settings) -> Bus:

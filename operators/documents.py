@@ -69,6 +69,16 @@ def doc_id(uri: str) -> str:
     return blake2b(uri.encode(), digest_size=16).hexdigest()
 
 
+def content_hash(content: bytes) -> str:
+    """32 hexadecimal digits of BLAKE2b over a document's bytes."""
+    return blake2b(content, digest_size=16).hexdigest()
+
+
+def memo_key(content: str, shape: str) -> str:
+    """Name what these contents (their hash) become under this shape: 32 hexadecimal digits."""
+    return blake2b(f"{content}\0{shape}".encode(), digest_size=16).hexdigest()
+
+
 def chunk_keys(document: str, text_hashes: Iterable[str]) -> tuple[int, ...]:
     """Vector keys (uint64) of a document's chunks, in order; equal texts are told apart by their count."""
     seen: dict[str, int] = {}

@@ -228,7 +228,7 @@ def _feature_set(table: dict[str, object], lines: _Lines, index: int) -> Feature
     if not isinstance(version, int) or isinstance(version, bool) or not 0 < version < 1 << 31:
         raise ConfigError(f"{lines.at(index, 'version')}: `{version}` must be a whole number above 0")
     if not isinstance(halflife, str):
-        raise ConfigError(f"{lines.at(index, 'halflife')}: `{halflife}` must be a duration in quotes, as \"30s\"")
+        raise ConfigError(f'{lines.at(index, "halflife")}: `{halflife}` must be a duration in quotes, as "30s"')
     fields = _strings(table, "fields", lines, index)
     for field in fields:
         if not _FIELD.fullmatch(field) or "__" in field:

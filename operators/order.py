@@ -111,11 +111,7 @@ def _dedupe(e, order, winner):  # type: ignore[no-untyped-def]  # numba infers t
     for i in range(order.shape[0] - 1, -1, -1):
         mine = order[i]
         newest = order[last]
-        repeats = (
-            i < last
-            and e.event_time[mine] == e.event_time[newest]
-            and e.sequence[mine] == e.sequence[newest]
-        )
+        repeats = i < last and e.event_time[mine] == e.event_time[newest] and e.sequence[mine] == e.sequence[newest]
         if not repeats:
             last = i
             winner[i] = True

@@ -104,6 +104,29 @@ class LogSink(FixedPartitionedSink[list[bytes], bytes]):
         return _Part(step_id, for_part, self._failed, writer)
 
 
+class IndexSink(FixedPartitionedSink[Item, bytes]):
+    """Documents from every worker, by one writer. At least once, and a repeat changes nothing."""
+
+    def __init__(self, open_writer: Callable[[], _Writer[Item]], failed: Failure) -> None:
+        """open_writer: becomes the writer of the whole index."""
+        self._open_writer = open_writer
+        self._failed = failed
+
+    def list_parts(self) -> list[str]:
+        """One writer: a document that is renamed may change two shards at one moment."""
+        return ["index"]
+
+    def part_fn(self, item_key: str) -> int:
+        """Everything goes to the one writer."""
+        del item_key
+        return 0
+
+    def build_part(self, step_id: str, for_part: str, resume_state: bytes | None) -> StatefulSinkPartition[Item, bytes]:
+        """Nothing to resume: the stores are the state."""
+        del resume_state
+        return _Part(step_id, for_part, self._failed, self._open_writer)
+
+
 class DeadLetterSink(FixedPartitionedSink[list["DeadLetter"], bytes]):
     """Dead letters to their store at once: a repeat has the same id and changes nothing."""
 

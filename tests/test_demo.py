@@ -23,7 +23,7 @@ from dataflows.demo import show, steps
 from dataflows.demo.check import Anomaly, check_counts, prove_equal, strongest
 from dataflows.demo.folder import DemoFolder, no_settings
 from dataflows.demo.report import _bar
-from dataflows.wiring import STOP
+from dataflows.engine import STOP
 from operators.errors import ConfigError, HeadraceError, MissingExtraError
 from operators.feature_sets import parse_feature_sets
 from operators.hashes import digest

@@ -16,14 +16,12 @@ from dataflows.sources.discovery import (
     MassDeleteError,
     Renamed,
     Work,
-    content_hash,
     discover,
-    memo_key,
     plan,
     rename_candidates,
 )
 from dataflows.sources.memory import MemorySource
-from operators.documents import Found
+from operators.documents import Found, content_hash, memo_key
 from operators.errors import ConfigError, UnavailableError
 from stores.metadata.records import Known
 

@@ -14,6 +14,7 @@ from operators.errors import ConfigError
 from stores.features import Features, View, open_features, views_of
 from stores.features.feast import FeastFeatures
 from stores.features.retry import RetryingFeatures
+from stores.patience import Patience
 from tests.feature_rows import feature_repository, feature_rows, no_settings, room_sets
 from tests.redis_server import Redis
 
@@ -62,7 +63,7 @@ def test_a_locked_sqlite_is_waited_for(tmp_path: Path, monkeypatch: pytest.Monke
     inner.prepare(VIEWS)
     other = connect(tmp_path / "data" / "online.db", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
-    features = RetryingFeatures(inner, sleep=let_go)
+    features = RetryingFeatures(inner, Patience(sleep=let_go))
     _write(features, 1.0)
     assert _last(features) == 1.0
     assert pauses == [0.1, 0.2, 0.4]
@@ -83,7 +84,7 @@ def test_a_stopped_redis_is_waited_for(tmp_path: Path) -> None:
         inner = FeastFeatures(redis.repository())
         inner.prepare(VIEWS)
         redis.close()
-        features = RetryingFeatures(inner, sleep=come_back)
+        features = RetryingFeatures(inner, Patience(sleep=come_back))
         _write(features, 1.0)
         assert _last(features) == 1.0
         assert pauses == [0.1, 0.2]

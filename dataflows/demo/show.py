@@ -31,9 +31,10 @@ from dataflows.demo.report import Findings, show_findings
 from dataflows.demo.serving import Remembered, Served, Serving
 from dataflows.demo.steps import Steps
 from dataflows.demo.story import Story, tell_story
+from dataflows.engine import STOP, Cluster
 from dataflows.observability.events import Event, PieceRead, watch
-from dataflows.runner import Cluster, run_signals
-from dataflows.wiring import STOP, features_of
+from dataflows.runner import run_signals
+from dataflows.wiring import features_of
 from operators.errors import MissingExtraError
 
 SEED = 7

@@ -5,7 +5,7 @@ A hook must not raise and must not change a result. No event carries a payload.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 
@@ -79,6 +79,22 @@ class PartitionStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceAway:
+    """A source of documents could not be listed; its documents stay as they are."""
+
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentsWritten:
+    """Documents are durable. written: how many by (what was done, source). redacted: places by kind."""
+
+    written: Mapping[tuple[str, str], int]
+    redacted: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class DeadLettersOpened:
     """Dead letters go to a store. count: asks it how many it holds; may be called at any time, in any thread."""
 
@@ -98,7 +114,19 @@ class Failed:
     error: BaseException
 
 
-Event = Started | Stopped | PieceRead | Refused | Late | WindowsClosed | PartitionStatus | DeadLettersOpened | Failed
+Event = (
+    Started
+    | Stopped
+    | PieceRead
+    | Refused
+    | Late
+    | WindowsClosed
+    | PartitionStatus
+    | SourceAway
+    | DocumentsWritten
+    | DeadLettersOpened
+    | Failed
+)
 Hook = Callable[[Event], None]
 
 _hooks: list[Hook] = []

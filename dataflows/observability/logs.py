@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TextIO, cast
 
 import structlog
 
-from dataflows.observability.events import Failed, Late, PartitionStatus, Refused, Started, Stopped, watch
+from dataflows.observability.events import Failed, Late, PartitionStatus, Refused, SourceAway, Started, Stopped, watch
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -70,6 +70,8 @@ class _LogHook:
                 log.info("stopped", run=what, **detail)
             case PartitionStatus(partition, status):
                 log.info("partition", partition=partition, status=status)
+            case SourceAway(source, reason):
+                log.warning("source away", source=source, reason=reason)
             case Refused(stage, reason, detail):
                 self._some(log, "refused", event, {"stage": stage, "reason": reason, "detail": detail})
             case Late(reason, _, count):

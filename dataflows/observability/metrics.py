@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from dataflows.observability.events import DeadLettersOpened, Failed, Late, PieceRead, Refused, WindowsClosed, watch
+from dataflows.observability.events import (
+    DeadLettersOpened,
+    DocumentsWritten,
+    Failed,
+    Late,
+    PieceRead,
+    Refused,
+    SourceAway,
+    WindowsClosed,
+    watch,
+)
 from operators.errors import HeadraceError
 
 if TYPE_CHECKING:
@@ -16,6 +26,8 @@ if TYPE_CHECKING:
     from dataflows.observability.events import Event
 
 SIGNALS = Counter("ingestion_signals", "Signals by what became of them", ["stage", "status", "source"])
+DOCUMENTS = Counter("ingestion_docs", "Documents by what became of them", ["stage", "status", "source"])
+REDACTIONS = Counter("ingestion_redactions", "Places where personal data was replaced by a tag", ["kind"])
 ERRORS = Counter("ingestion_errors", "Errors by stage and reason", ["stage", "reason"])
 LAG = Gauge("ingestion_lag_seconds", "Wall clock minus the newest event time read", ["source"])
 LATENCY = Histogram(
@@ -49,6 +61,13 @@ def _count(event: Event) -> None:
         case WindowsClosed(window, rows, latency):
             SIGNALS.labels("windows", "rows", window).inc(rows)
             LATENCY.labels(window).observe(latency)
+        case DocumentsWritten(written, redacted):
+            for (status, source), documents in written.items():
+                DOCUMENTS.labels("index", status, source).inc(documents)
+            for kind, places in redacted.items():
+                REDACTIONS.labels(kind).inc(places)
+        case SourceAway():
+            ERRORS.labels("find", "unavailable").inc()
         case DeadLettersOpened(count):
             DLQ.set_function(lambda: _size(count))
         case _:

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 
 from dataflows.sources.port import Source
-from operators.documents import Found
+from operators.documents import Found, content_hash, memo_key
 from operators.errors import ConfigError, RetryableError, SkippableError
 from stores.metadata.records import Known
 
@@ -76,16 +75,6 @@ class Work:
     def nothing(self) -> bool:
         """Whether the ledger is as the listings are."""
         return not (self.added or self.updated or self.renamed or self.deleted or self.relisted)
-
-
-def content_hash(content: bytes) -> str:
-    """32 hexadecimal digits of BLAKE2b over a document's bytes."""
-    return blake2b(content, digest_size=16).hexdigest()
-
-
-def memo_key(content: str, shape: str) -> str:
-    """Name what these contents (their hash) become under this shape: 32 hexadecimal digits."""
-    return blake2b(f"{content}\0{shape}".encode(), digest_size=16).hexdigest()
 
 
 def rename_candidates(listings: Listings, ledger: Iterable[Known]) -> tuple[Item, ...]:

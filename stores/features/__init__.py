@@ -21,8 +21,9 @@ def open_features(url: str) -> Features:
         case "feast" if rest:
             from stores.features.feast import FeastFeatures
             from stores.features.retry import RetryingFeatures
+            from stores.patience import Patience
 
-            return RetryingFeatures(FeastFeatures(Path(rest)))
+            return RetryingFeatures(FeastFeatures(Path(rest)), Patience())
         case "memory":
             from stores.features.memory import MemoryFeatures
 

@@ -18,7 +18,8 @@ from time import perf_counter
 from typing import Any
 
 from dataflows.config import Settings, load_settings
-from dataflows.runner import Cluster, run_signals
+from dataflows.engine import Cluster
+from dataflows.runner import run_signals
 from tests.benchmarks.events import Load, write_events
 
 SETS = """

@@ -19,6 +19,7 @@ from stores.features.feast import FeastFeatures
 from stores.features.memory import MemoryFeatures
 from stores.features.newest import coalesce
 from stores.features.retry import RetryingFeatures
+from stores.patience import Patience
 from tests.feature_rows import feature_repository, feature_rows, no_settings, room_sets
 from tests.redis_server import Redis
 
@@ -277,7 +278,7 @@ def test_a_store_that_is_away_is_asked_again_with_growing_pauses() -> None:
     """The call succeeds when the store is back; pauses double up to their limit."""
     pauses: list[float] = []
     away = AwayFor(5, UnavailableError("away"))
-    features = RetryingFeatures(away, pause_s=1, pause_s_max=5, sleep=pauses.append)
+    features = RetryingFeatures(away, Patience(pause_s=1, pause_s_max=5, sleep=pauses.append))
     features.prepare(VIEWS)
     _write(features, _row("a", 0, 1.0))
     assert _last(features, "a") == 1.0
@@ -288,17 +289,18 @@ def test_a_store_that_names_its_pause_gets_it() -> None:
     """When the other side says how long to wait, so long is waited."""
     pauses: list[float] = []
     error = ThrottledError("slowly", retry_after_s=7.5)
-    RetryingFeatures(AwayFor(1, error), sleep=pauses.append).prepare(VIEWS)
+    RetryingFeatures(AwayFor(1, error), Patience(sleep=pauses.append)).prepare(VIEWS)
     assert pauses == [7.5]
 
 
 def test_patience_ends() -> None:
     """A store that stays away raises its own error in the end; what a person must mend is raised at once."""
     pauses: list[float] = []
+    patience = Patience(tries_max=4, sleep=pauses.append)
     with pytest.raises(UnavailableError, match="away"):
-        RetryingFeatures(AwayFor(9, UnavailableError("away")), tries_max=4, sleep=pauses.append).prepare(VIEWS)
+        RetryingFeatures(AwayFor(9, UnavailableError("away")), patience).prepare(VIEWS)
     with pytest.raises(ConfigError):
-        RetryingFeatures(AwayFor(9, ConfigError("wrong")), sleep=pauses.append).prepare(VIEWS)
+        RetryingFeatures(AwayFor(9, ConfigError("wrong")), Patience(sleep=pauses.append)).prepare(VIEWS)
     assert len(pauses) == 3
 
 

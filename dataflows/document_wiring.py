@@ -1,0 +1,213 @@
+"""Settings → the opened ports of the document path: the only place that picks an adapter for it."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from dataflows.document_flow import DocumentPlan
+from dataflows.document_source import DocumentSourcePlan
+from dataflows.embedders import open_embedder
+from dataflows.embedders.openai import OpenAIServer
+from dataflows.engine import STOP
+from dataflows.extraction import Extraction
+from dataflows.preparing import Preparer, Stages
+from dataflows.sources import open_sources
+from dataflows.wiring import dead_letters_of
+from operators.chunk import Chunker
+from operators.extract import ExtractLimits
+from stores.metadata import open_metadata
+from stores.patience import Patience
+from stores.vectors import drop_vectors, open_vectors
+
+if TYPE_CHECKING:
+    from dataflows.config import Settings
+    from dataflows.progress import Progress
+    from dataflows.sources.discovery import Discovery
+    from dataflows.sources.port import Source
+    from operators.embedders.port import Embedder
+    from stores.metadata.port import MetadataStore
+    from stores.vectors.port import VectorStore
+
+_FETCHERS = 8
+"""Threads that prepare documents; most of them wait for a disk, a server or a process that reads PDFs."""
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentParts:
+    """The opened ports of the document path. Closed by whoever opened them."""
+
+    sources: tuple[Source, ...]
+    stages: Stages
+    embedder: Embedder
+    metadata: MetadataStore
+    vectors: VectorStore
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def server_of(settings: Settings) -> OpenAIServer:
+    """The embedding server of the settings; nobody is called."""
+    return OpenAIServer(
+        model=settings.embedding_model,
+        base_url=settings.openai_base_url,
+        key=settings.openai_api_key,
+        dim=settings.embedding_dim,
+        batch_max=settings.max_embed_batch,
+    )
+
+
+def embedder_of(settings: Settings) -> Embedder:
+    """The embedder of the settings."""
+    server = server_of(settings) if settings.embeddings == "openai" else None
+    return open_embedder(settings.embeddings, server=server, threads=cores())
+
+
+def sources_of(settings: Settings) -> tuple[Source, ...]:
+    """The sources of documents. Raises ConfigError if there is none."""
+    return open_sources(
+        _listed(settings.ingest_sources),
+        include=_listed(settings.source_include),
+        exclude=_listed(settings.source_exclude),
+    )
+
+
+def metadata_of(settings: Settings) -> MetadataStore:
+    """What is known of documents and chunks."""
+    return open_metadata(settings.metadata_db_url)
+
+
+def vectors_url(settings: Settings) -> str:
+    """Where vectors are kept."""
+    return f"{settings.vectorstore_backend}:///{quote(str(settings.vectorstore_path))}"
+
+
+def vectors_of(settings: Settings, space: str, dim: int) -> VectorStore:
+    """The vectors of a space."""
+    return open_vectors(vectors_url(settings), space, dim, element=settings.vectorstore_element)
+
+
+def stages_of(settings: Settings, embedder: Embedder, extraction: Extraction) -> Stages:
+    """All that shapes chunks and vectors. Raises ConfigError for sizes that do not fit."""
+    tokenizer = None
+    if settings.chunk_unit == "tokens" and settings.embeddings == "local":
+        from tokenizers import Tokenizer
+
+        from dataflows.embedders.model_files import load_minilm
+
+        tokenizer = Tokenizer.from_str(load_minilm().tokenizer)
+    chunker = Chunker(settings.chunk_size, settings.chunk_overlap, settings.chunk_unit, tokenizer)
+    return Stages(extraction, settings.pii_redaction, chunker, embedder.space)
+
+
+@contextmanager
+def open_parts(settings: Settings) -> Iterator[DocumentParts]:
+    """Open the ports of the document path, and close them at the end."""
+    with ExitStack() as opened:
+        sources = sources_of(settings)
+        embedder = opened.enter_context(closing(embedder_of(settings)))
+        limits = ExtractLimits(size_bytes=settings.document_bytes_max)
+        extraction = opened.enter_context(Extraction(pdf=settings.pdf_extractor, workers=cores(), limits=limits))
+        stages = stages_of(settings, embedder, extraction)
+        metadata = opened.enter_context(closing(metadata_of(settings)))
+        vectors = vectors_of(settings, embedder.space, embedder.dim)
+        yield DocumentParts(sources, stages, embedder, metadata, vectors)
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentRun:
+    """One run over documents: its name in the metadata, and whether the one before it died."""
+
+    name: str
+    after_death: bool
+
+    @staticmethod
+    def start(parts: DocumentParts) -> DocumentRun:
+        """Note that a run begins, and make sure that its space is there."""
+        last = parts.metadata.runs(1)
+        parts.metadata.add_space(parts.embedder.space)
+        run = DocumentRun(uuid.uuid4().hex[:12], bool(last) and last[0].ended_us is None)
+        parts.metadata.start_run(run.name, started_us=_now_us(), shape=parts.stages.shape)
+        return run
+
+    def end(self, parts: DocumentParts, progress: Progress) -> None:
+        """Note that the run has ended well. One that left a sweep undone counts as dead: the next one sweeps."""
+        if progress.sweeps or not self.after_death:
+            parts.metadata.end_run(self.name, ended_us=_now_us(), counts=progress.record())
+
+
+def document_plan(  # noqa: PLR0913  # what a run is made of, each once
+    settings: Settings,
+    parts: DocumentParts,
+    run: DocumentRun,
+    progress: Progress,
+    *,
+    once: bool,
+    allow_mass_delete: bool,
+    away: dict[str, str],
+) -> DocumentPlan:
+    """Lay out a run. away: is told the sources that the newest look could not list, and why."""
+    patience = Patience(sleep=STOP.wait)
+
+    def finished(found: Discovery) -> None:
+        away.clear()
+        away.update({name: str(error) for name, error in found.failed.items()})
+        switch_space(settings, parts)
+
+    preparer = Preparer(
+        sources={source.name: source for source in parts.sources},
+        stages=parts.stages,
+        metadata=parts.metadata,
+        patience=Patience(tries_max=6, sleep=STOP.wait),
+        run=run.name,
+        limit_bytes=settings.document_bytes_max,
+    )
+    source = DocumentSourcePlan(
+        sources=parts.sources,
+        preparer=preparer,
+        progress=progress,
+        fetchers=_FETCHERS,
+        stop=STOP,
+        once=once,
+        poll_s=settings.source_poll_interval_sec,
+        allow_mass_delete=allow_mass_delete,
+        sweep=run.after_death,
+        finished=finished,
+    )
+    return DocumentPlan(
+        source=source,
+        embedder=parts.embedder,
+        vectors=parts.vectors,
+        metadata=parts.metadata,
+        dead_letters=dead_letters_of(settings),
+        batch_max=settings.max_embed_batch,
+        patience=patience,
+    )
+
+
+def switch_space(settings: Settings, parts: DocumentParts) -> None:
+    """Let searches be answered from this space once it is complete; drop what it replaces. Safe to repeat."""
+    metadata = parts.metadata
+    if metadata.active_space() != parts.embedder.space and not metadata.activate(parts.embedder.space):
+        return
+    for space in metadata.spaces():
+        if space.state == "retired":
+            drop_vectors(vectors_url(settings), space.name)
+            metadata.drop_space(space.name)
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part for entry in text.split(",") if (part := entry.strip()))
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000

@@ -1,0 +1,88 @@
+"""How far a run over documents has come: counts that its threads share."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from dataflows.embedding import chunks_in
+from stores.metadata.records import Touch
+
+if TYPE_CHECKING:
+    from dataflows.embedding import Embedded
+    from dataflows.sources.discovery import Work
+
+COUNTS = ("found", "added", "updated", "deleted", "renamed", "unchanged", "chunks", "embedded", "dead")
+"""What a summary tells, in this order."""
+
+
+class Progress:
+    """Counts of one run of one process.
+
+    found, unchanged: as the newest look at the sources told; the others add up. added, updated, renamed, deleted:
+    documents that were written. chunks: theirs. embedded: chunks that were given a new vector. dead: documents that
+    became dead letters.
+    """
+
+    def __init__(self, advanced: Callable[[int, int], None] = lambda _done, _of: None) -> None:
+        """advanced: hears (tasks done, tasks known) whenever one of them grows."""
+        self._counts = dict.fromkeys(COUNTS, 0)
+        self._known = 0
+        self._done = 0
+        self._swept = 0
+        self._lock = threading.Lock()
+        self._advanced = advanced
+
+    def looked(self, work: Work, tasks: int) -> None:
+        """The sources were looked at, and that many tasks follow from it."""
+        with self._lock:
+            self._counts["found"] = work.found
+            self._counts["unchanged"] = work.unchanged
+            self._known += tasks
+        self._advanced(self._done, self._known)
+
+    def wrote(self, written: list[Embedded]) -> None:
+        """These are durable."""
+        with self._lock:
+            for one in written:
+                self._count(one)
+            self._done += len(written)
+        self._advanced(self._done, self._known)
+
+    def dropped(self) -> None:
+        """A task came twice; that is done too."""
+        with self._lock:
+            self._done += 1
+
+    def swept(self) -> None:
+        """Vectors that no document names were looked for, and removed."""
+        with self._lock:
+            self._swept += 1
+
+    @property
+    def sweeps(self) -> int:
+        """How many sweeps were made."""
+        return self._swept
+
+    @property
+    def open(self) -> int:
+        """Tasks that are known and not done."""
+        with self._lock:
+            return self._known - self._done
+
+    def record(self) -> dict[str, int]:
+        """The counts, as printed."""
+        with self._lock:
+            return dict(self._counts)
+
+    def _count(self, one: Embedded) -> None:
+        prepared = one.prepared
+        if prepared.letter is not None:
+            self._counts["dead"] += 1
+        elif isinstance(prepared.change, Touch):
+            self._counts["unchanged"] += prepared.task.kind == "updated"  # one that is relisted counts as it is
+        elif prepared.change is not None:
+            self._counts[prepared.task.kind] += 1
+        self._counts["chunks"] += len(chunks_in(prepared))
+        self._counts["embedded"] += one.made
