@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tests.benchmarks.documents import measure_documents
 from tests.benchmarks.events import Load, write_events
 from tests.benchmarks.fresh import Measurement, measure
 
@@ -44,11 +45,16 @@ def main() -> None:
     options.add_argument("--events", type=int, default=1_000_000, help="events of each load (1,000,000)")
     options.add_argument("--repeat", type=int, default=3, help="runs of which the median counts (3)")
     options.add_argument("--only-main", action="store_true", help="5,000 entities only, nothing else")
+    options.add_argument("--only", choices=("signals", "documents"), help="one of the two paths")
     chosen = options.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        text = _report(Path(folder), chosen.events, chosen.repeat, only_main=chosen.only_main)
+    text = ""
+    if chosen.only != "documents":
+        with tempfile.TemporaryDirectory() as folder:
+            text += _report(Path(folder), chosen.events, chosen.repeat, only_main=chosen.only_main)
+    if chosen.only != "signals" and not chosen.only_main:
+        text += measure_documents(repeat=chosen.repeat)
     sys.stdout.write(text)
-    if not chosen.only_main and chosen.events == options.get_default("events"):
+    if not (chosen.only_main or chosen.only) and chosen.events == options.get_default("events"):
         RESULTS.write_text(text, encoding="utf-8")
 
 
@@ -91,8 +97,8 @@ def _events(folder: Path, load: str, entities: int, events: int) -> list[str]:
 
 def _head(events: int, repeat: int) -> str:
     return (
-        "# Benchmark results\n\n"
-        "Written by `make bench`; not edited by hand. One run, the same bytes for all:"
+        "# Benchmark results\n\nWritten by `make bench`; not edited by hand.\n\n## Signals\n\n"
+        "One run, the same bytes for all:"
         f" {events:,} JSON events of about 220 bytes with 3 fields, spread over 4 partition files.\n"
         f"Medians of {repeat} runs, each in a fresh process, on {os.cpu_count()} shared cores"
         f" ({platform.machine()}, Python {platform.python_version()}): read the ratios, not the rates.\n\n"
