@@ -45,6 +45,7 @@ dlq = _group("Look at refused inputs, replay or drop them.")
 late = _group("Look at events that came after their watermark.")
 app.add_typer(backfill, name="backfill")
 app.command()(cli_documents.documents)
+app.command()(cli_documents.search)
 app.add_typer(dlq, name="dlq")
 app.add_typer(late, name="late")
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dataflows.cli_output import Json, print_summary
+from dataflows.cli_output import Json, print_json, print_summary
 from operators.errors import UnavailableError
 
 
@@ -56,3 +56,30 @@ def documents(
     if done.away:
         said = "; ".join(f"`{name}`: {why}" for name, why in sorted(done.away.items()))
         raise UnavailableError(f"not every source could be listed, its documents stay as they are: {said}")
+
+
+def search(
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to look for, in words of your own.")],
+    *,
+    limit: Annotated[int, typer.Option("-k", metavar="N", min=1, max=1000, help="Show at most so many chunks.")] = 5,
+    uri_glob: Annotated[
+        str | None,
+        typer.Option("--filter", metavar="GLOB", help="Only documents whose whole uri fits; `*` is anything."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Find the chunks that answer best, by meaning and by words.
+
+    Answers from what `headrace documents` has written, also while it runs. While a changed model's vectors are still
+    being made, answers come from the old ones.
+    """
+    from dataflows.config import load_settings
+    from dataflows.document_commands import find_chunks
+
+    hits = find_chunks(load_settings(), text, limit=limit, uri_glob=uri_glob)
+    if json:
+        print_json(hits)
+    else:
+        from dataflows.display import show_hits
+
+        show_hits(hits)

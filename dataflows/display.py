@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -99,6 +101,29 @@ def show_features(entity: str, rows: Sequence[Mapping[str, object]]) -> None:
         for statistic in statistics:
             table.add_row(statistic, *(_number(row.get(f"{field}__{statistic}")) for field in fields))
         out.print(table)
+
+
+def show_hits(hits: Sequence[Mapping[str, object]]) -> None:
+    """Print chunks that were found, best first: score, document and place, then the text."""
+    out = console()
+    if not hits:
+        out.print(
+            "nothing found; `headrace documents --once` indexes what INGEST_SOURCES names", style="dim", markup=False
+        )
+    for number, hit in enumerate(hits, 1):
+        begin = int(str(hit["offset"]))
+        page = "" if hit["page"] is None else f"page {hit['page']}, "
+        place = f"{hit['uri']} · {page}characters {begin:,} to {begin + int(str(hit['length'])):,}"
+        heading = hit["heading"]
+        above = [_visible(str(part)) for part in heading] if isinstance(heading, (list, tuple)) else []
+        out.print(
+            f"{number}. {hit['score']:.3f}  {_visible(' › '.join(above) or str(hit['title']))}",
+            style="bold",
+            markup=False,
+        )
+        out.print(f"   {_visible(place)}", style="dim", markup=False, soft_wrap=True)
+        text = "\n".join(_visible(line) for line in str(hit["text"]).splitlines())
+        out.print(Padding(Text(text), (0, 0, 1, 3)))
 
 
 @contextmanager
