@@ -121,7 +121,13 @@ def _check_page(shown: str) -> None:
     """The counts are those mixed in, no part is missing, and all but the commands fits 80 columns."""
     page, _, commands = shown.partition("What to type next")
     assert "15,179 + 120 + 24 + 36 + 12 = 15,371" in page
-    for part in ("Live = batch, bit for bit", "Strongest anomalies", "Served online now", "data/demo/picture.png"):
+    for part in (
+        "Live = batch, bit for bit",
+        "Strongest anomalies",
+        "Served online now",
+        "Documents, searched",
+        "data/demo/picture.png",
+    ):
         assert part in page
     assert "✗" not in page
     assert "…" not in page
@@ -139,6 +145,8 @@ def _type_next(home: Path, commands: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "patient-1 · glucose v1 · window 1h" in done.stdout
     assert "glucose_v1_1h" in done.stdout
+    assert "pyarrow-licence.pdf · page 2" in done.stdout
+    assert ["embedded", "0"] in [line.split()[:2] for line in done.stdout.splitlines()]
     counts = [line.split()[1] for line in done.stdout.splitlines() if line.split()[:1] in (["in"], ["repeated"])]
     assert counts == ["0", "15,371", "2,869"]
 

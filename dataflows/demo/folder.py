@@ -9,6 +9,8 @@
     <out>/data/offline-batch/        what the batch run wrote
     <out>/data/recovery/             snapshots of the live run
     <out>/data/registry.db, online.db    Feast's own
+    <out>/documents/                 READMEs and licences
+    <out>/data/metadata.db, vectors/ what is known of them
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 from dataflows.config import Settings, load_settings
 from dataflows.demo.story import Story
@@ -26,6 +29,9 @@ from operators.errors import ConfigError, FatalError
 
 WATERMARK_SECONDS = 10_800
 """Three hours: instruments of this kind report every 5 to 60 minutes, and their gateways store and forward."""
+
+REDACTION = "regex"
+"""READMEs name people's addresses."""
 
 _MARK = ".headrace-demo"
 _DECLARATIONS = Path(__file__).parents[2] / "feature_repo"
@@ -43,6 +49,7 @@ class DemoFolder:
         self.data = root / "data"
         self.signals = root / "data" / "bus" / "signals"
         self.picture = root / "picture.png"
+        self.documents = root / "documents"
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -73,6 +80,18 @@ class DemoFolder:
     def batch_settings(self) -> Settings:
         """The same, with a feature history of its own."""
         return self._settings("offline-batch")
+
+    def document_settings(self) -> Settings:
+        """Settings of a look at the documents, all paths inside the folder."""
+        return load_settings(
+            ingest_sources=str(self.documents),
+            pii_redaction=REDACTION,
+            bus_dir=self.data / "bus",
+            metadata_db_url=f"sqlite:///{quote(str(self.data / 'metadata.db'))}",
+            vectorstore_path=self.data / "vectors",
+            recovery_dir=self.data / "recovery",
+            log_level="error",
+        )
 
     def write_log(self, story: Story) -> int:
         """Put the story on the bus; return its size in bytes."""

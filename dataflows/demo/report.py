@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from urllib.parse import unquote
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,7 +18,8 @@ from rich.padding import Padding
 from rich.table import Table
 
 from dataflows.demo.check import Proof
-from dataflows.demo.folder import WATERMARK_SECONDS, DemoFolder
+from dataflows.demo.documents import Papers
+from dataflows.demo.folder import REDACTION, WATERMARK_SECONDS, DemoFolder
 from dataflows.demo.readings import BUOY, GLUCOSE_SENSOR, STATION
 from dataflows.demo.serving import Remembered, Served, moment
 from dataflows.demo.story import OUTCOMES
@@ -24,6 +27,7 @@ from dataflows.demo.story import OUTCOMES
 _BAR = 18
 _NOTES_AT = 49
 _LEVELS_UP_MAX = 3
+_ANSWER_CHARS = 29
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _COLOURS = {"used": "green", "duplicate": "cyan", "conflict": "blue", "late": "magenta", "dead": "red"}
 _BECAME = {
@@ -44,6 +48,7 @@ class Findings:
     served: Sequence[Served]
     remembered: Sequence[Remembered]
     online_store: str
+    papers: Papers
 
 
 def show_findings(out: Console, folder: DemoFolder, findings: Findings) -> None:
@@ -52,6 +57,7 @@ def show_findings(out: Console, folder: DemoFolder, findings: Findings) -> None:
     _show_proofs(out, findings.proofs)
     _show_anomalies(out, findings.remembered)
     _show_served(out, findings.served, findings.online_store)
+    _show_papers(out, findings.papers)
     _show_next(out, folder)
 
 
@@ -104,6 +110,28 @@ def _show_served(out: Console, served: Sequence[Served], online_store: str) -> N
     _show(out, "Served online now", table, moral)
 
 
+def _show_papers(out: Console, papers: Papers) -> None:
+    table = _table("", ">", "", header=("question", "score", "best answer"))
+    for one in papers.answers:
+        hit = one.hit
+        heading = hit["heading"]
+        place = (
+            f"page {hit['page']}" if hit["page"] else (heading[-1] if isinstance(heading, tuple) and heading else "")
+        )
+        name = unquote(str(hit["uri"]).rpartition("/")[2])
+        shown = textwrap.shorten(f"{name}, {place}".rstrip(", "), _ANSWER_CHARS, placeholder="")
+        table.add_row(one.question, f"{hit['score']:.2f}", escape(shown))
+    counts, edited = papers.counts, papers.edited
+    found = ", ".join(f"{count} [{kind}]" for kind, count in papers.redacted.items())
+    replaced = f"; personal data replaced: {found}" if found else ""
+    moral = (
+        f"{papers.readmes} READMEs and {papers.licences} PDFs in {counts['chunks']} chunks{replaced}. One line added to"
+        f" one of them: {edited['unchanged']} documents not read again, {edited['embedded']} of {edited['chunks']}"
+        " chunks of the other embedded anew."
+    )
+    _show(out, "Documents, searched", table, moral)
+
+
 def _show_next(out: Console, folder: DemoFolder) -> None:
     out.print("\n[bold]Look at the picture[/bold]")
     _lines(out, [(str(folder.picture), "")])
@@ -119,6 +147,9 @@ def _show_next(out: Console, folder: DemoFolder) -> None:
         (f"export WATERMARK_SECONDS={WATERMARK_SECONDS} BUS_FOLLOW=0", "as the demo ran"),
         ("headrace signals", "goes on, nothing twice"),
         ("headrace backfill signals -i 'data/bus/signals/*'", "the same rows: none new"),
+        ('headrace search "who pays if it breaks"', "the chunks themselves"),
+        (f"export INGEST_SOURCES=documents PII_REDACTION={REDACTION}", "as the demo ran"),
+        ("headrace documents --once", "nothing is embedded twice"),
     ]
     _lines(out, commands)
 

@@ -1,4 +1,4 @@
-"""The demo: real readings go the whole path, live and as batch, to features that Feast serves; all of it checked."""
+"""The demo: readings become features that Feast serves, documents become chunks to search; all of it checked."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from dataflows.demo.check import (
     read_history,
     strongest,
 )
+from dataflows.demo.documents import Papers, answer, edit, index
 from dataflows.demo.folder import WATERMARK_SECONDS, DemoFolder, no_settings
+from dataflows.demo.papers import write_papers
 from dataflows.demo.picture import draw_signal
 from dataflows.demo.readings import GLUCOSE_SENSOR, Recording, load_recordings
 from dataflows.demo.report import Findings, show_findings
@@ -59,7 +61,7 @@ def run_demo(out: Path) -> None:
         raise MissingExtraError("the demo", "demo")
     recordings = load_recordings()
     with no_settings(), folder.claimed():
-        console.print("[bold]Headrace[/bold]: real sensor readings to features, live and in batch, served by Feast\n")
+        console.print("[bold]Headrace[/bold]: real readings to features, real documents to chunks, all of it checked\n")
         show_findings(console, folder, _play(Steps(console), folder, recordings))
 
 
@@ -74,7 +76,7 @@ def _play(steps: Steps, folder: DemoFolder, recordings: tuple[Recording, ...]) -
     anomalies = strongest(live)
     served, remembered, online_store = _serve(steps, folder, live, anomalies)
     _draw(steps, folder, recordings, story, live)
-    return Findings(counts, proofs, served, remembered, online_store)
+    return Findings(counts, proofs, served, remembered, online_store, _index(steps, folder))
 
 
 def _prepare(steps: Steps, folder: DemoFolder, recordings: tuple[Recording, ...]) -> Story:
@@ -163,3 +165,16 @@ def _draw(steps: Steps, folder: DemoFolder, recordings: tuple[Recording, ...], s
             window=view.window.text,
             halflife=f"{view.feature_set.halflife_us // _HOUR_US}h",
         )
+
+
+def _index(steps: Steps, folder: DemoFolder) -> Papers:
+    with steps.step("Writing documents", "Wrote READMEs as Markdown and licences as PDF"):
+        readmes, licences = write_papers(folder.documents)
+    settings = folder.document_settings()
+    with steps.step("Indexing them", "Indexed them: text, chunks, vectors of a local model") as say, _interruptible():
+        counts, redacted = index(settings, say)
+    with steps.step("Asking", "Asked questions"):
+        answers = answer(settings)
+    with steps.step("Editing one", "Edited one and looked again"), _interruptible():
+        edited = edit(folder, settings)
+    return Papers(readmes, licences, counts, redacted, answers, edited)
