@@ -30,6 +30,7 @@ from stores.metadata import open_metadata
 from stores.metadata.records import Document, Upsert
 from stores.vectors import open_vectors
 from tests.benchmarks.fresh import measure
+from tests.benchmarks.retrieval import measure_retrieval
 from tests.benchmarks.texts import readmes, write_corpus
 from tests.benchmarks.vectors import measure_growth
 from tests.hostile_pdfs import honest
@@ -41,6 +42,9 @@ _BATCH = 64
 _PDF_PAGES = 40
 _PDF_LINES = 50
 _LINE_CHARS = 90
+SETS = ("python3.11-doc", "git-doc")
+"""Documentation sets of the retrieval check: the first chose the weights of search, the second did not."""
+
 _CHUNKER = Chunker(1000, 100)
 """As the settings have it when none is set."""
 
@@ -84,7 +88,10 @@ def measure_documents(documents: int = 600, large: int = 2_000, repeat: int = 3)
         text = _overhead(folder, documents, repeat) + _again(folder, large) + _stages(folder / "large")
     _say("vectors")
     text += "\nThe index alone, chunks in four shards, a document of ten chunks changed again and again:\n\n"
-    return text + measure_growth() + _redaction()
+    text += measure_growth() + _redaction()
+    _say("retrieval")
+    text += "\n### Retrieval: from a title to its own page\n\n"
+    return text + "\n".join(measure_retrieval(documents).markdown() for documents in SETS)
 
 
 def _overhead(folder: Path, documents: int, repeat: int) -> str:
