@@ -51,6 +51,7 @@ class Extraction:
         self._limits = limits or ExtractLimits()
         self._slots = threading.BoundedSemaphore(workers)
         self._idle: list[_Worker] = []
+        self._busy: set[_Worker] = set()
         self._lock = threading.Lock()
         self._closed = False
 
@@ -59,7 +60,8 @@ class Extraction:
 
         Raises DecodeError as `operators.extract.extract` does, and for a PDF also `timeout`, `out_of_memory` and
         `crashed`. Of these `out_of_memory` and `crashed` are the verdict of a new process: what earlier documents
-        left in a worker never counts against a later one. Raises UnavailableError if no worker starts.
+        left in a worker never counts against a later one. Raises UnavailableError if no worker starts, and for a PDF
+        that was being read when `close` was called.
         """
         check_size(data, uri, self._limits)
         if media_type_of(data, uri) != PDF:
@@ -70,15 +72,19 @@ class Extraction:
             try:
                 return self._ask(worker, data, uri)
             except DecodeError as error:
+                if self._closed:
+                    raise UnavailableError(f"`{uri}` was being read when reading was ended") from error
                 if not used or error.reason not in {"crashed", "out_of_memory"}:
                     raise
             return self._ask(_Worker(self._pdf, self._limits), data, uri)
 
     def close(self) -> None:
-        """End the idle workers now and the busy ones when they are done. Safe to repeat."""
+        """End all workers now, also in the middle of a document. Safe to repeat."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
+            for worker in self._busy:
+                worker.kill()
         for worker in idle:
             worker.end()
 
@@ -97,10 +103,15 @@ class Extraction:
         return _Worker(self._pdf, self._limits)
 
     def _ask(self, worker: _Worker, data: bytes, uri: str) -> Text:
+        with self._lock:
+            self._busy.add(worker)
+            if self._closed:
+                worker.kill()
         try:
             return worker.ask(data, uri)
         finally:
             with self._lock:
+                self._busy.discard(worker)
                 keep = worker.usable and not self._closed
                 if keep:
                     self._idle.append(worker)
@@ -120,6 +131,7 @@ class _Worker:
         self._limits = limits
         self._expired = False
         self._ended = False
+        self._end_lock = threading.Lock()
         try:
             self._process = subprocess.Popen(  # noqa: S603  # this interpreter and this module
                 [sys.executable, "-m", __name__, plan],
@@ -156,17 +168,24 @@ class _Worker:
     def end(self) -> int:
         """Kill it and return the most memory that it held, in bytes. 0 when it had ended before."""
         self.usable = False
-        if self._ended:
-            return 0
-        self._ended = True
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._process.pid, signal.SIGKILL)
-        _, status, usage = os.wait4(self._process.pid, 0)
+        with self._end_lock:
+            if self._ended:
+                return 0
+            self._ended = True
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGKILL)
+            _, status, usage = os.wait4(self._process.pid, 0)
         self._process.returncode = os.waitstatus_to_exitcode(status)
         for pipe in (self._to, self._from):
             with contextlib.suppress(OSError):
                 pipe.close()
         return usage.ru_maxrss * _RSS_UNIT
+
+    def kill(self) -> None:
+        """Kill it from another thread than the one that asks, which then gets no answer."""
+        with self._end_lock:
+            if not self._ended:
+                os.kill(self._process.pid, signal.SIGKILL)
 
     def _exchange(self, frames: tuple[bytes, ...], seconds: float) -> bytes | None:
         """Send frames and receive one; None if the process ended or was killed after `seconds` meanwhile."""

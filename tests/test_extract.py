@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from dataflows.extraction import Extraction
 from operators.documents import Text
-from operators.errors import DecodeError
+from operators.errors import DecodeError, UnavailableError
 from operators.extract import ExtractLimits, PdfReader, extract, extractor_shape, media_type_of, split_front_matter
 from tests import hostile_pdfs
+from tests.flows import until
 
 READERS: tuple[PdfReader, ...] = get_args(PdfReader)
 HONEST = hostile_pdfs.honest(["An honest exam-", "ple — with (brackets)"], [], ["The third page"], title="A title")
@@ -274,6 +275,17 @@ class TestExtraction:
         extraction.close()
         extraction.close()
         assert not worker.is_running()
+
+    def test_closing_does_not_wait_for_a_slow_document(self) -> None:
+        """A document that is being read when all is closed is given up at once, as nobody's fault."""
+        extraction = Extraction(workers=1)
+        extraction.extract(HONEST, "file:///a.pdf")
+        with ThreadPoolExecutor(1) as threads:
+            reading = threads.submit(extraction.extract, hostile_pdfs.doubling_forms(), "file:///b.pdf")
+            until(lambda: bool(extraction._busy), "the document to be read")
+            extraction.close()
+            with pytest.raises(UnavailableError, match="was being read"):
+                reading.result(timeout=30)
 
 
 def _workers() -> int:

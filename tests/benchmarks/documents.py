@@ -30,7 +30,7 @@ from stores.metadata import open_metadata
 from stores.metadata.records import Document, Upsert
 from stores.vectors import open_vectors
 from tests.benchmarks.fresh import measure
-from tests.benchmarks.retrieval import measure_retrieval
+from tests.benchmarks.retrieval import SETS, measure_retrieval
 from tests.benchmarks.texts import readmes, write_corpus
 from tests.benchmarks.vectors import measure_growth
 from tests.hostile_pdfs import honest
@@ -42,9 +42,6 @@ _BATCH = 64
 _PDF_PAGES = 40
 _PDF_LINES = 50
 _LINE_CHARS = 90
-SETS = ("python3.11-doc", "git-doc")
-"""Documentation sets of the retrieval check: the first chose the weights of search, the second did not."""
-
 _CHUNKER = Chunker(1000, 100)
 """As the settings have it when none is set."""
 
