@@ -40,14 +40,17 @@ app = _group(
     "Settings are environment variables; without any, everything stands in the folder ./data. README.md lists them."
     " Exit codes: 0 done, 1 failed, 2 bad use or settings."
 )
-backfill = _group("Compute history from complete files.")
+backfill = _group("Compute history from complete files, or write it to files.")
 dlq = _group("Look at refused inputs, replay or drop them.")
 late = _group("Look at events that came after their watermark.")
+verify = _group("Hold what was written against what it was made from.")
 app.add_typer(backfill, name="backfill")
 app.command()(cli_documents.documents)
 app.command()(cli_documents.search)
 app.add_typer(dlq, name="dlq")
 app.add_typer(late, name="late")
+app.add_typer(verify, name="verify")
+verify.command("documents")(cli_documents.verify_documents)
 
 Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Which ones, as `headrace dlq list` shows them.")]
 All = Annotated[bool, typer.Option("--all", help="All of them.")]
@@ -177,6 +180,9 @@ def backfill_signals(
         )
 
 
+backfill.command("documents")(cli_documents.backfill_documents)
+
+
 @app.command()
 def features(
     entity: Annotated[str, typer.Argument(metavar="ENTITY", help="The entity_id.")],
@@ -264,10 +270,11 @@ def dlq_replay(
     everything: All = False,
     json: Json = False,
 ) -> None:
-    """Put originals back on the signals topic.
+    """Try refused inputs again.
 
-    They are appended to the partition `replayed-0` and taken off the list; the flow reads them like any others.
-    What is still bad comes back as a new dead letter.
+    Signals are appended to the partition `replayed-0` of their topic, and the flow reads them like any others.
+    Documents are forgotten, so that the next look at their source takes them for new ones. Both are taken off the
+    list; what is still bad comes back as a new dead letter.
     """
     from dataflows.commands import replay_letters
     from dataflows.config import load_settings

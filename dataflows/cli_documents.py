@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from dataflows.cli_output import Json, print_json, print_summary
-from operators.errors import UnavailableError
+from operators.errors import HeadraceError, UnavailableError
+
+if TYPE_CHECKING:
+    from dataflows.config import Settings
+
+MassDelete = Annotated[
+    bool, typer.Option("--allow-mass-delete", help="Let more than half of a source's documents be removed.")
+]
 
 
 def documents(
     *,
     once: Annotated[bool, typer.Option("--once", help="End when everything found is done.")] = False,
-    allow_mass_delete: Annotated[
-        bool,
-        typer.Option("--allow-mass-delete", help="Let more than half of a source's documents be removed."),
+    allow_mass_delete: MassDelete = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only tell what a run would do now, and how much it would embed.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Run the document path: files → chunks and vectors, only where something changed.
+    """Run the document path: files → chunks and vectors.
 
-    Looks at the sources again and again until SIGTERM or Ctrl-C, which end it cleanly, or once. What is in the ledger
-    with the same content and the same settings is not read again, and no text is embedded twice. A document that
-    cannot be read becomes a dead letter. Prints what became of every document.
+    Looks at the sources again and again until SIGTERM or Ctrl-C, which end it cleanly, or once. Works only where
+    something changed: what is in the ledger with the same content and the same settings is not read again, and no text
+    is embedded twice. A document that cannot be read becomes a dead letter. Prints what became of every document.
 
     \b
     Settings that matter most (README.md lists all):
@@ -35,7 +44,7 @@ def documents(
       EMBEDDINGS                local, stub or openai [local]
       METADATA_DB_URL           documents and chunks [sqlite:///data/metadata.db]
       VECTORSTORE_PATH          vectors [data/vectors]
-      RECOVERY_DIR              snapshots, in its folder `documents` [data/recovery]
+      RECOVERY_DIR              snapshots, in its `documents` [data/recovery]
     """  # noqa: D301  # \b: click leaves these lines as they are
     from dataflows.config import load_settings
     from dataflows.display import task_bar
@@ -43,6 +52,9 @@ def documents(
     from dataflows.engine import Cluster
 
     settings = load_settings()
+    if plan:
+        _plan(settings, allow_mass_delete=allow_mass_delete, json=json)
+        return
     once = once or not settings.bus_follow
     with task_bar("documents", quiet=json) as advanced:
         done = run_documents(
@@ -53,8 +65,25 @@ def documents(
             advanced=advanced,
         )
     print_summary(done.record, json=json)
-    if done.away:
-        said = "; ".join(f"`{name}`: {why}" for name, why in sorted(done.away.items()))
+    _tell_away(done.away)
+
+
+def _plan(settings: Settings, *, allow_mass_delete: bool, json: bool) -> None:
+    from dataflows.display import show_plan, task_bar
+    from dataflows.document_plan import plan_documents
+
+    with task_bar("plan", quiet=json) as advanced:
+        planned = plan_documents(settings, allow_mass_delete=allow_mass_delete, advanced=advanced)
+    if json:
+        print_json([planned.record])
+    else:
+        show_plan(planned.documents, planned.concerned, planned.record)
+    _tell_away(planned.away)
+
+
+def _tell_away(away: Mapping[str, str]) -> None:
+    if away:
+        said = "; ".join(f"`{name}`: {why}" for name, why in sorted(away.items()))
         raise UnavailableError(f"not every source could be listed, its documents stay as they are: {said}")
 
 
@@ -83,3 +112,73 @@ def search(
         from dataflows.display import show_hits
 
         show_hits(hits)
+
+
+def verify_documents(
+    *,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mend what differs by one run of the document path, then look again.")
+    ] = False,
+    allow_mass_delete: MassDelete = False,
+    json: Json = False,
+) -> None:
+    """Hold sources, ledger, chunks and vectors against each other.
+
+    Names each difference, a line each, and counts them. Every document is read and cut into chunks anew, but none is
+    embedded, and nothing is changed. Exit code 1 if anything differs.
+
+    With --repair, what can be mended is: its documents are indexed anew, with the vectors that they have. If files of
+    vectors are damaged, all vectors are removed and every text is embedded again. The exit code is that of a second
+    look.
+    """
+    from dataflows.config import load_settings
+    from dataflows.display import show_differences, task_bar
+    from dataflows.document_check import look_at_documents
+    from dataflows.document_repair import mend_documents
+
+    settings = load_settings()
+    with task_bar("verify", quiet=json) as advanced:
+        look = look_at_documents(settings, advanced)
+    records = [difference.record() for difference in look.differences]
+    summary = look.record()
+    if repair and records:
+        with task_bar("repair", quiet=json) as advanced:
+            after = mend_documents(settings, look, allow_mass_delete=allow_mass_delete, advanced=advanced)
+        left = {difference.place for difference in after.differences}
+        records = [{**d.record(), "mended": d.place not in left} for d in look.differences]
+        seen = {difference.place for difference in look.differences}
+        records += [{**d.record(), "mended": False} for d in after.differences if d.place not in seen]
+        summary = after.record() | {"mended": sum(bool(record["mended"]) for record in records)}
+    if json:
+        print_json(records)
+    else:
+        show_differences(records)
+    print_summary(summary, json=json)
+    if summary["differences"]:
+        way = "" if repair else "; `headrace verify documents --repair` mends what can be mended"
+        raise HeadraceError(f"not equal, {summary['differences']} differ{way}")
+
+
+def backfill_documents(
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the file `documents` is written to.")],
+    *,
+    form: Annotated[Literal["parquet", "jsonl"], typer.Option("--format", help="What it is written as.")] = "parquet",
+    json: Json = False,
+) -> None:
+    """Write the chunks of the index to a file, with their vectors.
+
+    A row a chunk, by uri and ordinal, of what the index holds now: `headrace documents --once` brings it up to date
+    before. The file comes whole, in the place of an older one. It is kept as a version of the dataset `documents`;
+    the same content is the same version.
+    """
+    from dataflows.artifacts import write_artifact
+    from dataflows.config import load_settings
+    from dataflows.display import show_summary, task_bar
+
+    with task_bar("backfill", quiet=json) as advanced:
+        kept = write_artifact(load_settings(), out, form, advanced=advanced)
+    record = {name: getattr(kept, name) for name in ("version", "rows", "digest", "path", "format")}
+    if json:
+        print_json([record])
+    else:
+        show_summary(record, {"rows": "chunks"})

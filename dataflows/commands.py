@@ -12,12 +12,16 @@ import orjson
 
 from dataflows.batch import BatchPlan, run_batch
 from dataflows.display import progress_bar
+from dataflows.document_wiring import metadata_as_it_is
 from dataflows.kernel_cache import drop_stale_kernels
 from dataflows.observability.logs import set_up_logs
 from dataflows.wiring import bus_of, dead_letters_of, features_of, offline_of
+from operators.document_tasks import DOCUMENT_STAGES
+from operators.documents import doc_id
 from operators.errors import ConfigError, CorruptStoreError
 from stores.deadletters.port import LetterFilter
 from stores.features.port import views_of
+from stores.metadata.records import Delete
 from stores.offline.disk import locked
 
 if TYPE_CHECKING:
@@ -152,10 +156,12 @@ def _letter(settings: Settings, letter_id: str) -> DeadLetter:
 
 
 def replay_letters(settings: Settings, ids: Sequence[str] | None) -> int:
-    """Append the originals to a partition of their own of the signals topic, then forget the letters.
+    """Have the originals tried again, then forget the letters.
 
-    Killed half-way, some are on the topic and still letters: replaying them again makes duplicates, which
-    the flow drops. Two replays at once wait for each other, since the partition has one writer at a time.
+    Signals are appended to a partition of their own of the signals topic; documents are forgotten, so that the next
+    look at their source finds them. Killed half-way, some are on the topic and still letters: replaying them again
+    makes duplicates, which the flow drops. Two replays at once wait for each other, since the partition has one writer
+    at a time.
     """
     bus = bus_of(settings)
     topic = settings.topic_signals
@@ -163,10 +169,22 @@ def replay_letters(settings: Settings, ids: Sequence[str] | None) -> int:
     with closing(dead_letters_of(settings)) as store, locked(lock):
         done = 0
         for page in _pages(store, ids):
-            originals = [found.original for i in page if (found := store.get(i)) is not None]
-            bus.append(topic, REPLAY_PARTITION, originals, at=bus.end(topic, REPLAY_PARTITION))
+            found = [kept for i in page if (kept := store.get(i)) is not None]
+            originals = [kept.original for kept in found if kept.stage not in DOCUMENT_STAGES]
+            if originals:
+                bus.append(topic, REPLAY_PARTITION, originals, at=bus.end(topic, REPLAY_PARTITION))
+            _forget(settings, [kept.partition for kept in found if kept.stage in DOCUMENT_STAGES])
             done += store.drop(page)
         return done
+
+
+def _forget(settings: Settings, uris: Sequence[str]) -> None:
+    """Forget these documents, if they are dead still."""
+    if not uris:
+        return
+    with closing(metadata_as_it_is(settings)) as metadata:
+        known = {uri: metadata.document(doc_id(uri)) for uri in uris}
+        metadata.apply([Delete(uri) for uri, document in known.items() if document and document.state == "dead"])
 
 
 def drop_letters(settings: Settings, ids: Sequence[str] | None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from rich.console import Console
 from rich.padding import Padding
@@ -12,8 +13,12 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from rich.table import Table
 from rich.text import Text
 
+from operators.document_tasks import DOCUMENT_STAGES
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from dataflows.document_plan import Planned
 
 _MEANING = {
     "in": "events read",
@@ -34,8 +39,27 @@ _MEANING = {
     "chunks": "in the documents written",
     "embedded": "of them with a new vector",
     "partitions": "folders whose small files were merged",
+    "equal": "source, ledger, chunks and vectors say the same",
+    "checked": "documents, listed or known",
+    "differences": "that are there now",
+    "mended": "of those that were there before",
+    "to_embed": "texts that have no vector yet",
+    "tokens": "in these texts",
+    "version": "of the dataset",
+    "digest": "of its rows, whatever file they are in",
+    "replayed": "dead letters, to be tried again",
 }
 
+
+_WOULD = {
+    "added": "new ones, to be written",
+    "updated": "changed ones, to be written anew",
+    "deleted": "gone ones, to be removed",
+    "renamed": "moved ones",
+    "chunks": "in the documents to be written",
+    "dead": "refused: to be dead letters",
+}
+"""What counts mean in a plan."""
 
 _WIDE = 130
 _WHOLE = ("id", "reason", "time")
@@ -46,14 +70,15 @@ def console() -> Console:
     return Console(highlight=False)
 
 
-def show_summary(record: Mapping[str, object]) -> None:
-    """Print counts, one a line, with what each means."""
+def show_summary(record: Mapping[str, object], meanings: Mapping[str, str] | None = None) -> None:
+    """Print counts, one a line, with what each means. meanings: what some of them mean here."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
-    table.add_column(justify="right", style="cyan")
+    table.add_column(justify="right", style="cyan", overflow="fold")
     table.add_column(style="dim")
+    means = _MEANING | dict(meanings or {})
     for name, value in record.items():
-        table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value), _MEANING.get(name, ""))
+        table.add_row(name, *_cells({"value": _count(value), "means": means.get(name, "")}, "value", "means"))
     console().print(table)
 
 
@@ -68,14 +93,46 @@ def show_record(record: Mapping[str, object]) -> None:
 
 
 def show_letters(found: Sequence[Mapping[str, object]], total: int) -> None:
-    """Print a listing of dead letters; year, seconds and the sentence of each only where the terminal is wide."""
+    """Print a listing of dead letters; year, seconds and the sentence of each only where the terminal is wide.
+
+    Of a document the whole uri too; elsewhere its last part.
+    """
     wide = console().width >= _WIDE
     names = ["id", "reason", "partition", "offset", "time", *(["detail"] if wide else [])]
     table = _table(*names)
     for record in found:
         time = str(record["time"])[: len("2026-03-01T12:00:00")].replace("T", " ")
-        table.add_row(*_cells({**record, "time": time if wide else time[len("2026-") : -len(":00")]}, *names))
+        shown = {**record, "time": time if wide else time[len("2026-") : -len(":00")]}
+        if record["stage"] in DOCUMENT_STAGES:
+            uri = str(record["partition"])
+            shown |= {"offset": "–", "partition": uri if wide else unquote(uri.rpartition("/")[2])}
+        table.add_row(*_cells(shown, *names))
     _print_listing(table, len(found), total, "dead letters", "headrace dlq show|replay|drop ID")
+
+
+def show_differences(records: Sequence[Mapping[str, object]]) -> None:
+    """Print differences between what was written and what it was made from; mended ones are marked."""
+    if not records:
+        return
+    mended = "mended" in records[0]
+    table = _table("difference", "where", "detail", *(["mended"] if mended else []))
+    for record in records:
+        where = record["uri"] if record["uri"] is not None else record["key"]
+        cells = _cells({**record, "where": "" if where is None else where}, "difference", "where", "detail")
+        table.add_row(*cells, *([_count(record["mended"])] if mended else []))
+    console().print(table)
+
+
+def show_plan(documents: Sequence[Planned], total: int, record: Mapping[str, object]) -> None:
+    """Print what a run would do: the first documents that it concerns, and the counts."""
+    table = _table("what", "document", "chunks", "to embed")
+    for one in documents:
+        table.add_row(
+            *_cells({"what": one.what, "uri": one.uri}, "what", "uri"), f"{one.chunks:,}", f"{one.to_embed:,}"
+        )
+    if documents:
+        _print_listing(table, len(documents), total, "documents", "nothing was changed")
+    show_summary(record, _WOULD)
 
 
 def show_late(found: Sequence[Mapping[str, object]], total: int) -> None:
@@ -168,6 +225,12 @@ def _cells(record: Mapping[str, object], *names: str) -> list[str]:
 def _visible(text: str) -> str:
     """The text with everything escaped that would move the cursor or not be seen; line ends stay in sight too."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _count(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _number(value: object) -> str:

@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from dataflows.document_wiring import cores, metadata_of, server_of, vectors_of
+from dataflows.document_wiring import cores, metadata_as_it_is, server_of, vectors_of
 from dataflows.search import open_for_search, search
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def find_chunks(settings: Settings, query: str, *, limit: int, uri_glob: str | None) -> list[dict[str, object]]:
     """The chunks that answer best, as `search --json` prints them; none if nothing was indexed yet."""
-    with closing(metadata_of(settings)) as metadata:
+    with closing(metadata_as_it_is(settings)) as metadata:
         space = metadata.active_space()
         if space is None:
             return []

@@ -36,8 +36,12 @@ def run_documents(
     once: bool,
     allow_mass_delete: bool,
     advanced: Callable[[int, int], None] = lambda _done, _of: None,
+    mend: Callable[[DocumentParts], DocumentParts] | None = None,
 ) -> DocumentsDone:
     """Run the document path until it is stopped or, with `once`, until everything found is done.
+
+    mend: called when no other run can begin and before this one does; the run goes on with the parts that it returns,
+    and removes the vectors that no document names.
 
     What it has written is in ledger and index, and only that: whatever was on its way is found again by the next run.
     Raises ConfigError before anything is touched, FatalError if a step failed, RetryableError if the embedder stays
@@ -51,9 +55,10 @@ def run_documents(
 
         def flow(engine: Engine) -> Dataflow:
             del engine
-            runs.append(DocumentRun.start(parts))
+            ready = parts if mend is None else mend(parts)
+            runs.append(DocumentRun.start(ready, sweep=mend is not None))
             plan = document_plan(
-                settings, parts, runs[0], progress, once=once, allow_mass_delete=allow_mass_delete, away=away
+                settings, ready, runs[0], progress, once=once, allow_mass_delete=allow_mass_delete, away=away
             )
             return build(plan)
 

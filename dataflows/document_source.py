@@ -183,7 +183,7 @@ class _Partition(StatefulSourcePartition["Prepared | Sweep", bytes]):
 
 
 def tasks_of(work: Work, turn: int) -> list[Task]:
-    """The tasks of a plan, by uri."""
+    """The tasks of a plan, by uri; what is gone comes last, so that its texts are found where they have moved to."""
     lists: tuple[tuple[TaskKind, tuple[Item, ...]], ...] = (
         ("added", work.added),
         ("updated", work.updated),
@@ -200,7 +200,7 @@ def tasks_of(work: Work, turn: int) -> list[Task]:
             Task(turn, "renamed", found.uri, rename.item.source, found.fingerprint, found.size_bytes, rename.old.uri)
         )
     tasks += [Task(turn, "deleted", known.uri, known.source, known.fingerprint, 0) for known in work.deleted]
-    return sorted(tasks, key=lambda task: task.uri)
+    return sorted(tasks, key=lambda task: (task.kind == "deleted", task.uri))
 
 
 def _turn_in(state: bytes) -> int:

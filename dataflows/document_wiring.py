@@ -24,6 +24,7 @@ from operators.chunk import Chunker
 from operators.extract import ExtractLimits
 from stores.metadata import open_metadata
 from stores.patience import Patience
+from stores.sqlite import sqlite_path
 from stores.vectors import drop_vectors, open_vectors
 
 if TYPE_CHECKING:
@@ -86,6 +87,12 @@ def metadata_of(settings: Settings) -> MetadataStore:
     return open_metadata(settings.metadata_db_url)
 
 
+def metadata_as_it_is(settings: Settings) -> MetadataStore:
+    """What is known of documents and chunks; a file that is not there is not made, and nothing is known then."""
+    path = sqlite_path(settings.metadata_db_url) if settings.metadata_db_url.startswith("sqlite:") else None
+    return metadata_of(settings) if path is None or path.exists() else open_metadata("memory:")
+
+
 def vectors_url(settings: Settings) -> str:
     """Where vectors are kept."""
     return f"{settings.vectorstore_backend}:///{quote(str(settings.vectorstore_path))}"
@@ -110,38 +117,47 @@ def stages_of(settings: Settings, embedder: Embedder, extraction: Extraction) ->
 
 
 @contextmanager
-def open_parts(settings: Settings) -> Iterator[DocumentParts]:
-    """Open the ports of the document path, and close them at the end."""
+def open_parts(settings: Settings, *, make: bool = True) -> Iterator[DocumentParts]:
+    """Open the ports of the document path, and close them at the end.
+
+    make: whether a metadata store that is not there is made; otherwise nothing is.
+    """
     with ExitStack() as opened:
         sources = sources_of(settings)
         embedder = opened.enter_context(closing(embedder_of(settings)))
         limits = ExtractLimits(size_bytes=settings.document_bytes_max)
         extraction = opened.enter_context(Extraction(pdf=settings.pdf_extractor, workers=cores(), limits=limits))
         stages = stages_of(settings, embedder, extraction)
-        metadata = opened.enter_context(closing(metadata_of(settings)))
+        metadata = opened.enter_context(closing(metadata_of(settings) if make else metadata_as_it_is(settings)))
         vectors = vectors_of(settings, embedder.space, embedder.dim)
         yield DocumentParts(sources, stages, embedder, metadata, vectors)
 
 
 @dataclass(frozen=True, slots=True)
 class DocumentRun:
-    """One run over documents: its name in the metadata, and whether the one before it died."""
+    """One run over documents: its name in the metadata, and whether it removes the vectors that no document names.
+
+    It does unless the one before it ended well and wrote the same space: what was removed while another one was built
+    still has vectors in this one, and vectors may be older than the metadata.
+    """
 
     name: str
-    after_death: bool
+    sweep: bool
 
     @staticmethod
-    def start(parts: DocumentParts) -> DocumentRun:
-        """Note that a run begins, and make sure that its space is there."""
+    def start(parts: DocumentParts, *, sweep: bool = False) -> DocumentRun:
+        """Note that a run begins, and make sure that its space is there. sweep: whatever became of the one before."""
+        space = parts.embedder.space
         last = parts.metadata.runs(1)
-        parts.metadata.add_space(parts.embedder.space)
-        run = DocumentRun(uuid.uuid4().hex[:12], bool(last) and last[0].ended_us is None)
+        clean = bool(last) and last[0].ended_us is not None and last[0].shape.partition("/")[2] == space
+        parts.metadata.add_space(space)
+        run = DocumentRun(uuid.uuid4().hex[:12], sweep or not clean)
         parts.metadata.start_run(run.name, started_us=_now_us(), shape=parts.stages.shape)
         return run
 
     def end(self, parts: DocumentParts, progress: Progress) -> None:
         """Note that the run has ended well. One that left a sweep undone counts as dead: the next one sweeps."""
-        if progress.sweeps or not self.after_death:
+        if progress.sweeps or not self.sweep:
             parts.metadata.end_run(self.name, ended_us=_now_us(), counts=progress.record())
 
 
@@ -180,7 +196,7 @@ def document_plan(  # noqa: PLR0913  # what a run is made of, each once
         once=once,
         poll_s=settings.source_poll_interval_sec,
         allow_mass_delete=allow_mass_delete,
-        sweep=run.after_death,
+        sweep=run.sweep,
         finished=finished,
     )
     return DocumentPlan(

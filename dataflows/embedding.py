@@ -73,7 +73,7 @@ class Embedding:
         embedder stays away longer than the patience lasts.
         """
         texts = {chunk.text_hash: chunk.text for prepared in batch for chunk in chunks_in(prepared)}
-        known = self._kept(batch, texts)
+        known = self.kept(batch, texts)
         fresh = [name for name in texts if name not in known]
         refused = self._make(fresh, texts, known)
         out, unclaimed = [], set(fresh)
@@ -90,12 +90,11 @@ class Embedding:
                 out.append(Embedded(prepared, keys, vectors, len(made)))
         return out
 
-    @property
-    def _none(self) -> Vectors:
-        return np.empty((0, self._embedder.dim), np.float32)
+    def kept(self, batch: Sequence[Prepared], texts: Mapping[str, str]) -> dict[str, NDArray[np.float32]]:
+        """By text hash, the vectors that the space holds: under the document's own keys, else under those of others.
 
-    def _kept(self, batch: Sequence[Prepared], texts: Mapping[str, str]) -> dict[str, NDArray[np.float32]]:
-        """By text hash, the vectors that the space holds: under the document's own keys, else under those of others."""
+        batch: the documents that the texts, by their hash, are of.
+        """
         known: dict[str, NDArray[np.float32]] = {}
         if not texts:
             return known
@@ -108,6 +107,10 @@ class Embedding:
         )
         self._take(list(elsewhere.values()), list(elsewhere), known)
         return known
+
+    @property
+    def _none(self) -> Vectors:
+        return np.empty((0, self._embedder.dim), np.float32)
 
     def _take(self, keys: list[int], names: list[str], known: dict[str, NDArray[np.float32]]) -> None:
         vectors, found = self._reader.get(np.array(keys, np.uint64))

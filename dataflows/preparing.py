@@ -95,27 +95,30 @@ class Preparer:
         except SkippableError as error:
             gone = error.reason == VANISHED  # the next look at the sources tells what became of it
             return Prepared(task, None) if gone else self._refused(task, "", "fetch", error)
-        return self._read(task, content)
+        return self._read(replace(task, size_bytes=len(content)), content)  # it may have changed since it was listed
 
     def _read(self, task: Task, content: bytes) -> Prepared:
         digest = content_hash(content)
         known = self.metadata.document(task.doc_id)
-        if known is not None and known.memo_key == memo_key(digest, self.stages.shape):
+        done = known is not None and known.state == "ready" and known.memo_key == memo_key(digest, self.stages.shape)
+        if done:
             return Prepared(task, Touch(task.uri, task.source, task.fingerprint))
-        try:
-            return self._made(task, digest, content, known)
-        except SkippableError as error:
-            return self._refused(task, digest, "extract", error)
-
-    def _made(self, task: Task, digest: str, content: bytes, known: Document | None) -> Prepared:
         kept = self._kept(digest, known)
         if kept is not None:
             assert known is not None
             document = self._document(task, digest)
             same = replace(document, media_type=known.media_type, title=known.title, metadata=known.metadata)
             return self._upsert(task, same, kept, None)
-        text = normalise(self.stages.extraction.extract(content, task.uri))
-        text, counts = redact(text, self.stages.redaction)
+        try:
+            text = self.patience.call(lambda: self.stages.extraction.extract(content, task.uri))
+        except RetryableError as error:
+            return Prepared(task, None, self._letter(task, "extract", "unavailable", error))
+        except SkippableError as error:
+            return self._refused(task, digest, "extract", error)
+        return self._made(task, digest, text)
+
+    def _made(self, task: Task, digest: str, text: Text) -> Prepared:
+        text, counts = redact(normalise(text), self.stages.redaction)
         chunks = tuple(self.stages.chunker.chunks(text))
         document = replace(
             self._document(task, digest),

@@ -15,6 +15,9 @@ from operators.packing import pack, unpack
 TaskKind = Literal["added", "updated", "renamed", "deleted", "relisted"]
 """relisted: unchanged, but another source lists it."""
 
+DOCUMENT_STAGES = ("fetch", "extract", "embed")
+"""Stages that refuse documents; all other stages of dead letters are those of signals."""
+
 
 @dataclass(frozen=True, slots=True)
 class Task:

@@ -8,7 +8,7 @@ vectors that no document names; they are found again by the text they stand for,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,9 +50,7 @@ class IndexWriter:
         self._metadata = metadata
         self._dead_letters = dead_letters
         with ExitStack() as opened:
-            self._writers = [vectors.write(shard) for shard in range(vectors.shards)]
-            for writer in self._writers:
-                opened.callback(writer.close)
+            self._writers = [opened.enter_context(closing(vectors.write(shard))) for shard in range(vectors.shards)]
             self._opened = opened.pop_all()
 
     def write(self, changes: Sequence[IndexChange]) -> None:

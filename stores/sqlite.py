@@ -20,6 +20,8 @@ BUSY_S = 30.0
 """How long a call waits for other writers before it raises RetryableError."""
 
 _WAL_BYTES_MAX = 64 << 20
+_INCREMENTAL = 2
+"""What SQLite answers for `auto_vacuum = INCREMENTAL`."""
 
 
 def sqlite_path(url: str) -> Path | None:
@@ -110,7 +112,8 @@ def transaction(connection: sqlite3.Connection, kind: str = "IMMEDIATE") -> Iter
 
 
 def _configure(connection: sqlite3.Connection) -> None:
-    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # heeded by a new file only
+    if connection.execute("PRAGMA auto_vacuum").fetchone() != (_INCREMENTAL,):  # to set it again writes to the file
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # heeded by a new file only
     if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
         connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")

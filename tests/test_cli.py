@@ -23,10 +23,11 @@ from tests.feature_rows import feature_repository, feature_rows
 from tests.flows import ROOT, SETS, Log, Place, clean_log, dirty_log
 
 COMMANDS = {
-    (): ("demo", "signals", "features", "compact", "backfill", "dlq", "late"),
-    ("backfill",): ("signals",),
+    (): ("documents", "search", "demo", "signals", "features", "compact", "backfill", "dlq", "late", "verify"),
+    ("backfill",): ("signals", "documents"),
     ("dlq",): ("list", "show", "replay", "drop"),
     ("late",): ("list",),
+    ("verify",): ("documents",),
 }
 LEAVES = [(*group, name) for group, names in COMMANDS.items() for name in names if (name,) not in COMMANDS]
 COUNTS = ["in", "used", "duplicate", "conflict", "late", "dead", "rows"]

@@ -90,12 +90,15 @@ def plan(
     shape: str,
     *,
     hashes: Mapping[str, str] | None = None,
+    limit_bytes: int = 0,
     allow_mass_delete: bool = False,
 ) -> Work:
     """Compare what is listed with what is known.
 
     shape: hash of all that shapes the result; a document that was made under another one is `updated`.
     hashes: by uri, the content hash of rename candidates that could be read; the others count as added.
+    limit_bytes: what a document may have; one that could not be read before and has no more is `updated`, since the
+    fingerprint tells neither of the limit nor of permissions.
     The result depends on no order. Where two sources list a uri, the one whose name is less has it.
     Raises MassDeleteError if more than half of a source's documents are gone, renamed ones not counted.
     """
@@ -111,7 +114,9 @@ def plan(
     unchanged = 0
     for item in state.both:
         known = state.known[item.found.uri]
-        if known.fingerprint != item.found.fingerprint or known.memo_key != memo_key(known.content_hash, shape):
+        unread = known.state == "dead" and not known.content_hash and item.found.size_bytes <= limit_bytes
+        other = known.fingerprint != item.found.fingerprint or known.memo_key != memo_key(known.content_hash, shape)
+        if unread or other:
             updated.append(item)
             continue
         unchanged += 1
@@ -157,7 +162,7 @@ def discover(
         except (RetryableError, SkippableError):
             continue  # it is planned as a new document, and whoever fetches that meets the same error
         hashes[item.found.uri] = content_hash(content)
-    work = plan(listings, known, shape, hashes=hashes, allow_mass_delete=allow_mass_delete)
+    work = plan(listings, known, shape, hashes=hashes, limit_bytes=limit_bytes, allow_mass_delete=allow_mass_delete)
     return Discovery(work, failed)
 
 

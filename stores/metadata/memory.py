@@ -231,6 +231,23 @@ class MemoryMetadata:
             found = [version for version in self._versions if name in (None, version.name)]
             return sorted(found, key=lambda version: (version.name, version.version))
 
+    def check(self) -> Sequence[str]:
+        """Return no damage: nothing can happen to it; see `Upkeep.check`."""
+        with self._lock:
+            self._check_open()
+            return []
+
+    def text_is_whole(self) -> bool:
+        """True, since searches read the chunks themselves; see `Upkeep.text_is_whole`."""
+        with self._lock:
+            self._check_open()
+            return True
+
+    def mend_text(self) -> None:
+        """Do nothing; see `Upkeep.mend_text`."""
+        with self._lock:
+            self._check_open()
+
     def close(self) -> None:
         """Let go of everything."""
         self._closed = True

@@ -1,6 +1,6 @@
 """What a metadata store promises: a document's change is visible whole or not at all.
 
-Four small protocols, so that a function asks for what it needs; `MetadataStore` is all of them. All methods
+Five small protocols, so that a function asks for what it needs; `MetadataStore` is all of them. All methods
 raise ValueError once the store is closed and for a space that was never added, RetryableError when others
 hold the store locked for too long, CorruptStoreError when it is damaged, FatalError when the disk is full or
 fails. Several threads and processes may use one store: many read while one writes, other writers wait.
@@ -143,7 +143,23 @@ class Runs(Protocol):
         ...
 
 
-class MetadataStore(Ledger, Chunks, Spaces, Runs, Protocol):
+class Upkeep(Protocol):
+    """Whether the store is whole; a healthy one needs none of it."""
+
+    def check(self) -> Sequence[str]:
+        """Read everything but the full text and return a sentence for each damage; none means whole."""
+        ...
+
+    def text_is_whole(self) -> bool:
+        """Whether `search_text` finds every chunk by exactly the words that it has."""
+        ...
+
+    def mend_text(self) -> None:
+        """Make anew what `search_text` looks into, from the chunks. Safe to repeat."""
+        ...
+
+
+class MetadataStore(Ledger, Chunks, Spaces, Runs, Upkeep, Protocol):
     """All of it, over one database."""
 
     def close(self) -> None:

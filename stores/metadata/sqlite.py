@@ -225,6 +225,33 @@ class SqliteMetadata:
         with self._file.held("reading") as connection:
             return [DatasetVersion(*row) for row in connection.execute(sql.VERSIONS, {"name": name})]
 
+    def check(self) -> Sequence[str]:
+        """Return a sentence for each damage; see `Upkeep.check`."""
+        with self._file.held("checking") as connection:
+            damages = [said for table in sql.TABLES for (said,) in connection.execute(sql.CHECK_TABLE, (table,))]
+            for table, parent, rows in connection.execute(sql.CHECK_REFERENCES):
+                damages.append(f"{rows} rows of `{table}` belong to no row of `{parent}`")
+        return [f"`{self._file.path}`: {damage}" for damage in damages]
+
+    def text_is_whole(self) -> bool:
+        """Whether the full text fits the chunks; see `Upkeep.text_is_whole`."""
+        with self._file.held("checking the full text of") as connection:
+            connection.execute("BEGIN")  # to be rolled back: the check is an INSERT, and would touch the file
+            try:
+                connection.execute(sql.CHECK_TEXT)
+            except sqlite3.DatabaseError as exc:
+                if exc.sqlite_errorcode != sqlite3.SQLITE_CORRUPT_VTAB:
+                    raise
+                return False
+            finally:
+                connection.execute("ROLLBACK")
+            return True
+
+    def mend_text(self) -> None:
+        """Make the full text anew; see `Upkeep.mend_text`."""
+        with self._file.written("mending the full text of") as connection:
+            connection.execute(sql.MEND_TEXT)
+
     def close(self) -> None:
         """Close the file; see `MetadataStore.close`."""
         self._file.close()

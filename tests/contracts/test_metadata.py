@@ -365,6 +365,16 @@ def test_limits_and_spaces_are_checked(store: MetadataStore) -> None:
             call()
 
 
+def test_a_store_in_use_is_whole(store: MetadataStore) -> None:
+    """Whatever was written, changed and removed, nothing is damaged, and mending the full text changes no answer."""
+    store.apply([upsert("a", "blue whale", "red fox"), upsert("b", "blue fox")])
+    store.apply([upsert("a", "red fox", "green fox"), Delete("file:///b")])
+    assert (list(store.check()), store.text_is_whole()) == ([], True)
+    store.mend_text()
+    assert store.text_is_whole()
+    assert (uris(store, "fox"), uris(store, "blue")) == (["a", "a"], [])
+
+
 def test_a_closed_store_says_so(store: MetadataStore) -> None:
     """After close, which may be repeated, every call is a ValueError."""
     store.close()
@@ -380,6 +390,9 @@ def test_a_closed_store_says_so(store: MetadataStore) -> None:
         store.active_space,
         store.runs,
         store.versions,
+        store.check,
+        store.text_is_whole,
+        store.mend_text,
     ]
     for call in calls:
         with pytest.raises(ValueError, match="closed"):
