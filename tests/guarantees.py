@@ -111,6 +111,47 @@ GUARANTEES = (
         ),
     ),
     Guarantee(
+        "Documents: an unchanged one is not read, and no text is embedded twice, whatever moves or is cut anew",
+        (
+            "test_document_flow.py::test_an_edit_of_one_of_many_costs_one",
+            "test_document_flow.py::test_a_rename_embeds_nothing_wherever_its_vectors_must_go",
+            "test_document_flow.py::test_other_sizes_of_chunks_embed_only_the_chunks_that_are_new",
+            "test_document_index.py::test_a_text_is_embedded_once_wherever_it_stands",
+        ),
+    ),
+    Guarantee(
+        "Documents: source, ledger, metadata and vectors agree after any crash, and `verify` finds whatever does not",
+        (
+            "crash/test_document_kills.py::test_killed_at_named_points",
+            "crash/test_document_kills.py::test_killed_at_random_moments",
+            "test_document_index.py::test_any_changes_in_any_batches_leave_what_they_say",
+            "test_document_check.py::test_a_difference_is_named_and_mended",
+        ),
+    ),
+    Guarantee(
+        "Documents: a search sees each one as it was or as it is; a new model answers only when it is complete",
+        (
+            "test_document_flow.py::test_a_reader_during_commits_sees_the_old_or_the_new_version",
+            "test_document_flow.py::test_another_model_answers_only_once_its_space_is_complete",
+        ),
+    ),
+    Guarantee(
+        "Documents: a hostile one is a dead letter and harms nothing else; a listing that fails deletes nothing",
+        (
+            "test_document_trouble.py::test_hostile_pdfs_among_good_documents",
+            "test_extract.py::TestExtraction::test_hostile_pdfs_harm_nothing_else",
+            "test_document_trouble.py::test_a_listing_that_fails_half_way_deletes_nothing",
+            "test_document_trouble.py::test_a_mass_delete_needs_to_be_allowed",
+        ),
+    ),
+    Guarantee(
+        "Documents: what is personal is replaced before anything is kept, logged or listed",
+        (
+            "test_document_trouble.py::test_nothing_personal_is_kept_anywhere",
+            "test_redact.py::test_precision_and_recall_on_the_labelled_set",
+        ),
+    ),
+    Guarantee(
         "Feast's views are those of the flow, whatever the settings",
         ("test_feature_repo.py::test_views_are_those_of_the_flow",),
     ),
