@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from dataflows.config import Settings
 
 MassDelete = Annotated[
-    bool, typer.Option("--allow-mass-delete", help="Let more than half of a source's documents be removed.")
+    bool,
+    typer.Option(
+        "--allow-mass-delete", help="Let more than half of a source go, and sources that are no longer named."
+    ),
 ]
 
 

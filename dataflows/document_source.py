@@ -99,6 +99,7 @@ class _Partition(StatefulSourcePartition["Prepared | Sweep", bytes]):
         self._coming_bytes = 0
         self._look_at = time.monotonic()
         self._sweep = plan.sweep
+        self._unnamed: set[str] = set()
 
     def next_batch(self) -> list[Prepared | Sweep]:
         if self._plan.stop.is_set():
@@ -155,6 +156,11 @@ class _Partition(StatefulSourcePartition["Prepared | Sweep", bytes]):
         found, self._look = self._look.result(), None
         for name, error in found.failed.items():
             tell(SourceAway(name, str(error)))
+        for name, documents in found.unnamed.items():
+            if name not in self._unnamed:
+                self._unnamed.add(name)
+                keeps = f"INGEST_SOURCES no longer names it; its {documents} documents stay"
+                tell(SourceAway(name, f"{keeps} until --allow-mass-delete removes them"))
         self._turn += 1
         self._found = found
         self._todo.extend(tasks_of(found.work, self._turn))

@@ -143,15 +143,19 @@ class DocumentRun:
 
     name: str
     sweep: bool
+    reshaped: bool = False
+    """Whether the last run that ended well made other texts, whose words are to be forgotten."""
 
     @staticmethod
     def start(parts: DocumentParts, *, sweep: bool = False) -> DocumentRun:
         """Note that a run begins, and make sure that its space is there. sweep: whatever became of the one before."""
         space = parts.embedder.space
-        last = parts.metadata.runs(1)
+        last = parts.metadata.runs()
         clean = bool(last) and last[0].ended_us is not None and last[0].shape.partition("/")[2] == space
+        ended = next((run for run in last if run.ended_us is not None), None)
+        reshaped = ended is not None and ended.shape.partition("/")[0] != parts.stages.text_shape
         parts.metadata.add_space(space)
-        run = DocumentRun(uuid.uuid4().hex[:12], sweep or not clean)
+        run = DocumentRun(uuid.uuid4().hex[:12], sweep or not clean, reshaped)
         parts.metadata.start_run(run.name, started_us=_now_us(), shape=parts.stages.shape)
         return run
 
@@ -173,10 +177,15 @@ def document_plan(  # noqa: PLR0913  # what a run is made of, each once
 ) -> DocumentPlan:
     """Lay out a run. away: is told the sources that the newest look could not list, and why."""
     patience = Patience(sleep=STOP.wait)
+    reshaped = run.reshaped
 
     def finished(found: Discovery) -> None:
+        nonlocal reshaped
         away.clear()
         away.update({name: str(error) for name, error in found.failed.items()})
+        if reshaped:
+            parts.metadata.mend_text()
+            reshaped = False
         switch_space(settings, parts)
 
     preparer = Preparer(

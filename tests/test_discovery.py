@@ -211,6 +211,18 @@ def test_discover_reads_only_candidates_and_survives_a_source_that_is_away() -> 
     assert ([i.found.uri for i in unread.added], [k.uri for k in unread.deleted]) == ([moved], ["memory:near/a"])
 
 
+def test_a_source_that_nobody_names_any_more_is_given_up_with_the_flag() -> None:
+    """Its documents stay, and are told of, until a mass delete is allowed; a source that is away keeps its own."""
+    near, away = MemorySource("near"), MemorySource("away")
+    away.put("b", b"b")
+    away.fails_after = (0, UnavailableError("gone fishing"))
+    ledger = [known("memory:old/a", "a", source="old"), known("memory:away/a", "a", source="away")]
+    kept = discover([near, away], ledger, SHAPE, limit_bytes=LIMIT)
+    assert (kept.work.deleted, dict(kept.unnamed)) == ((), {"old": 1})
+    allowed = discover([near, away], ledger, SHAPE, limit_bytes=LIMIT, allow_mass_delete=True)
+    assert ([line.uri for line in allowed.work.deleted], dict(allowed.unnamed)) == (["memory:old/a"], {})
+
+
 def test_a_source_that_a_person_must_mend_stops_discovery() -> None:
     """Its ConfigError is not swallowed."""
     source = MemorySource("s")

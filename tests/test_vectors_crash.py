@@ -116,8 +116,11 @@ def survives(folder: Path, fault: str) -> bool:
         "stores.vectors.compaction:save_index:after:{}",
     ],
 )
-def test_a_writer_killed_at_every_step_leaves_a_committed_state(tmp_path: Path, fault: str) -> None:
+def test_a_writer_killed_at_every_step_leaves_a_committed_state(
+    tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever step a kill falls on, the store holds all of a commit or nothing of it, and none made is lost."""
+    monkeypatch.chdir(tmp_path)  # a step counts below the working directory
     work(tmp_path / "first", tmp_path / "journal", COMMITS)  # loads what is loaded late, which is no step of the store
     number = 1
     while survives(tmp_path / str(number), fault.format(number)):

@@ -2,12 +2,12 @@
 
 A document that is listed is never deleted, whichever source lists it. A document is deleted only if the source
 that the ledger names was listed to its end and nobody lists it. So a source that fails, or that INGEST_SOURCES no
-longer names, keeps its documents; to give a source up, plan with an empty listing for it.
+longer names, keeps its documents; one that is no longer named is given up by allowing a mass delete.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -128,10 +128,14 @@ def plan(
 
 @dataclass(frozen=True, slots=True)
 class Discovery:
-    """What was found. failed: by name of the source, why it could not be listed; its documents stay as they are."""
+    """What was found. failed: by name of the source, why it could not be listed; its documents stay as they are.
+
+    unnamed: by name of a source that the ledger knows and nobody named, how many documents it keeps.
+    """
 
     work: Work
     failed: Mapping[str, RetryableError] = field(default_factory=dict)
+    unnamed: Mapping[str, int] = field(default_factory=dict)
 
 
 def discover(
@@ -144,6 +148,7 @@ def discover(
 ) -> Discovery:
     """List the sources, read what may have been renamed (up to limit_bytes each), and plan.
 
+    allow_mass_delete: also removes the documents of sources that the ledger knows and nobody named.
     Raises MassDeleteError, and the ConfigError of a source that a person must mend.
     """
     listings: dict[str, list[Found]] = {}
@@ -154,6 +159,9 @@ def discover(
         except RetryableError as exc:
             failed[source.name] = exc
     known = list(ledger)
+    unnamed = Counter(k.source for k in known if k.source not in listings and k.source not in failed)
+    if allow_mass_delete:
+        listings |= {name: [] for name in unnamed}
     by_name = {source.name: source for source in sources}
     hashes: dict[str, str] = {}
     for item in rename_candidates(listings, known):
@@ -163,7 +171,7 @@ def discover(
             continue  # it is planned as a new document, and whoever fetches that meets the same error
         hashes[item.found.uri] = content_hash(content)
     work = plan(listings, known, shape, hashes=hashes, limit_bytes=limit_bytes, allow_mass_delete=allow_mass_delete)
-    return Discovery(work, failed)
+    return Discovery(work, failed, {} if allow_mass_delete else unnamed)
 
 
 class _State:

@@ -1,4 +1,6 @@
-"""`signals` with short epochs and faults, for tests: `python -m tests.crash.launch EPOCH_MS [FAULT]…`.
+"""A flow with short epochs and faults, for tests: `python -m tests.crash.launch EPOCH_MS [FAULT]… [-- COMMAND…]`.
+
+The command is one of `headrace`; without one it is `signals --json`.
 
 A fault is `module:name.of.function:when:n`. At its n-th call the process is killed (-9) `before` it runs, `after` it
 ran, or `amid`: half of its bytes are written first (os.pwrite only). `skip` answers [] to every call, `full` lets no
@@ -86,8 +88,8 @@ def _kill_at_step(left: int) -> None:
     sys.addaudithook(hook)
 
 
-def main(epoch_ms: str, *faults: str) -> int:
-    """Run `headrace signals --json` so."""
+def main(epoch_ms: str, *arguments: str) -> int:
+    """Run the command so."""
     import bytewax.run
 
     from dataflows.cli import run
@@ -98,9 +100,10 @@ def main(epoch_ms: str, *faults: str) -> int:
         real(*args, **{**kwargs, "epoch_interval": timedelta(milliseconds=int(epoch_ms))})
 
     bytewax.run.cli_main = quick
-    for fault in faults:
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    for fault in arguments[:cut]:
         set_fault(fault)
-    return run(["signals", "--json"])
+    return run(arguments[cut + 1 :] or ["signals", "--json"])
 
 
 if __name__ == "__main__":
