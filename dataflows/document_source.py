@@ -54,8 +54,9 @@ class Sweep:
 class DocumentSourcePlan:
     """What the source is made of.
 
-    once: end when everything found is done. poll_s: seconds from one look to the next. finished: called when
-    everything that a look found is done. sweep: whether a run before this one died.
+    once: end when everything found is done. poll_s: seconds from one look to the next. sweep: whether a run before
+    this one died. building: whether searches are answered from another space, which must keep what was renamed until
+    this one answers. finished: called when everything that a look found is done; whether there is more to do now.
     """
 
     sources: Sequence[Source]
@@ -67,7 +68,8 @@ class DocumentSourcePlan:
     poll_s: float
     allow_mass_delete: bool
     sweep: bool
-    finished: Callable[[Discovery], None]
+    building: Callable[[], bool]
+    finished: Callable[[Discovery], bool]
 
 
 class DocumentSource(FixedPartitionedSource["Prepared | Sweep", bytes]):
@@ -141,9 +143,9 @@ class _Partition(StatefulSourcePartition["Prepared | Sweep", bytes]):
         if self._plan.sweep and not self._plan.progress.sweeps:
             return []
         found, self._found = self._found, None
-        self._plan.finished(found)
-        self._look_at = time.monotonic() + self._plan.poll_s
-        return None if self._plan.once else []
+        more = self._plan.finished(found)
+        self._look_at = time.monotonic() + (0.0 if more else self._plan.poll_s)
+        return None if self._plan.once and not more else []
 
     def _look_at_sources(self) -> None:
         """Begin a look when it is time; take in what it found when it has ended."""
@@ -163,8 +165,9 @@ class _Partition(StatefulSourcePartition["Prepared | Sweep", bytes]):
                 tell(SourceAway(name, f"{keeps} until --allow-mass-delete removes them"))
         self._turn += 1
         self._found = found
-        self._todo.extend(tasks_of(found.work, self._turn))
-        self._plan.progress.looked(found.work, len(self._todo))
+        work = found.work.with_old_names() if self._plan.building() else found.work
+        self._todo.extend(tasks_of(work, self._turn))
+        self._plan.progress.looked(work, len(self._todo))
 
     def _discovered(self) -> Discovery:
         plan, preparer = self._plan, self._plan.preparer

@@ -179,14 +179,19 @@ def document_plan(  # noqa: PLR0913  # what a run is made of, each once
     patience = Patience(sleep=STOP.wait)
     reshaped = run.reshaped
 
-    def finished(found: Discovery) -> None:
+    def building() -> bool:
+        return parts.metadata.active_space() != parts.embedder.space
+
+    def finished(found: Discovery) -> bool:
         nonlocal reshaped
+        was_building = building()
         away.clear()
         away.update({name: str(error) for name, error in found.failed.items()})
         if reshaped:
             parts.metadata.mend_text()
             reshaped = False
         switch_space(settings, parts)
+        return was_building and not building() and bool(found.work.renamed)
 
     preparer = Preparer(
         sources={source.name: source for source in parts.sources},
@@ -206,6 +211,7 @@ def document_plan(  # noqa: PLR0913  # what a run is made of, each once
         poll_s=settings.source_poll_interval_sec,
         allow_mass_delete=allow_mass_delete,
         sweep=run.sweep,
+        building=building,
         finished=finished,
     )
     return DocumentPlan(

@@ -152,7 +152,6 @@ def test_another_model_answers_only_once_its_space_is_complete(place: DocumentPl
         assert list_spaces(f"usearch:///{place.vectors_folder}") == [SERVED]
 
 
-@pytest.mark.xfail(reason="a rename goes from all spaces and comes into the one that is built")
 def test_a_rename_while_another_space_is_built_can_still_be_found(place: DocumentPlace) -> None:
     """Until the new space is complete the old one answers for a document that has another name, too."""
     place.put_all({f"{i:03}.md": sections(i) for i in range(80)})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dataflows.sources.port import Source
 from operators.documents import Found, content_hash, memo_key
@@ -70,6 +70,11 @@ class Work:
     def found(self) -> int:
         """Documents that are listed, each once."""
         return len(self.added) + len(self.updated) + len(self.renamed) + self.unchanged
+
+    def with_old_names(self) -> Work:
+        """The same, but what was renamed is added under its new name, and the old one stays for now."""
+        added = sorted((*self.added, *(one.item for one in self.renamed)), key=lambda item: item.found.uri)
+        return replace(self, added=tuple(added), renamed=())
 
     @property
     def nothing(self) -> bool:
