@@ -270,7 +270,7 @@ def _write(table: pa.Table, path: Path) -> None:
         "compression": {name: "snappy" if name in repeating else "none" for name in table.column_names},
         "write_statistics": [name for name in STATISTICS if name in table.column_names],
     }
-    with path.open("wb") as file:
+    with pa.OSFile(str(path), "wb") as file:  # a file of Python's would be written under its lock
         pq.write_table(table, file, row_group_size=ROW_GROUP_ROWS, **options)
 
 
