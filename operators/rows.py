@@ -182,7 +182,7 @@ def to_tables(blocks: Sequence[RowBlock], declared: FeatureSet) -> Iterator[tupl
     for some in _batches(blocks):
         place = np.concatenate([b.place for b in some])
         day = place[:, ROW_END] // _DAY_US
-        days = np.unique(day)
+        days = day[:1] if day.min() == day.max() else np.unique(day)
         group = place[:, ROW_SPEC] * len(days) + np.searchsorted(days, day)
         to, start = _in_groups(group, len(declared.windows) * len(days))
         table = _table(_lay(some, declared, to), declared)

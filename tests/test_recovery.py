@@ -17,7 +17,7 @@ from bytewax.recovery import init_db_dir
 
 from dataflows.cli import run as headrace
 from dataflows.observability import events
-from dataflows.recovery import Recovery, resume_epoch
+from dataflows.recovery import FORMAT, Recovery, resume_epoch
 from operators.errors import ConfigError
 from tests.flows import Place, digests, dirty_log, half_way, until
 from tests.outcomes import batch_digests, fingerprint, late_ids, prove
@@ -245,7 +245,7 @@ Case = tuple[Callable[[Place], None], dict[str, str], str]
 
 REFUSED: dict[str, Case] = {
     "another flow": (_change_manifest("flow", "documents"), {}, "another flow (there `documents`, here `signals`)"),
-    "another format": (_change_manifest("format", 0), {}, "another format (there `0`, here `1`)"),
+    "another format": (_change_manifest("format", 0), {}, f"another format (there `0`, here `{FORMAT}`)"),
     "another shard count": (_nothing, {"SIGNAL_SHARDS": "7"}, "another SIGNAL_SHARDS (there `12`, here `7`)"),
     "another topic": (_nothing, {"TOPIC_SIGNALS": "others"}, "another TOPIC_SIGNALS (there `signals`, here `others`)"),
     "another bound": (_nothing, {"WATERMARK_SECONDS": "6"}, "another WATERMARK_SECONDS (there `5.0`, here `6.0`)"),

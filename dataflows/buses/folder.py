@@ -20,6 +20,8 @@ from operators.simd import PAD
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from numpy.typing import NDArray
+
     from dataflows.buses.port import PartitionReader, Position
 
 _SUFFIX = ".jsonl"
@@ -179,10 +181,11 @@ class FileReader:
             os.close(self._file)
             self._file = -1
 
-    def _read(self, size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    def _read(self, size: int) -> NDArray[np.uint8]:
         """Up to `size` bytes from the offset on, and PAD more without meaning, which the decoder may look at."""
         if len(self._buffer) < size + PAD:
-            self._buffer = np.zeros(size + PAD, np.uint8)  # zeros of the kernel: touched when they are written
+            # Zeros of the system cost nothing until they are read into; powers of two, so that it rarely grows.
+            self._buffer = np.zeros(1 << (size + PAD).bit_length(), np.uint8)
         count = os.preadv(self._file, [self._buffer[:size].data], self._offset)
         return self._buffer[: count + PAD]
 
