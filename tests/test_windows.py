@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from operators import rows
 from operators.feature_sets import FeatureSets, parse_feature_sets
 from operators.kernels import PANE, pane_join, pane_update, window_statistics
 from operators.records import RowBlock
@@ -143,6 +144,19 @@ def bits(done: Run) -> dict[tuple[int, int, str, int, int], bytes]:
             for name, s, e, content in zip(names, start, end, hashes, strict=True):
                 out[index, spec, name, s, e] = content
     return out
+
+
+@given(logs(), st.integers(1, 5))
+def test_tables_of_any_size_hold_the_same_rows(log: list[Event], rows_max: int) -> None:
+    """Blocks that are cut or gathered into smaller tables lose nothing."""
+    done = run(log)
+    whole = rows_of(done.blocks, SETS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows, "_TABLE_ROWS", rows_max)
+        assert rows_of(done.blocks, SETS) == whole
+        for index, declared in enumerate(SETS.sets):
+            for _, _, table in to_tables([b for b in done.blocks if b.set_index == index], declared):
+                assert 1 <= table.num_rows <= rows_max
 
 
 @given(logs(), st.lists(st.integers(0, 60)), st.integers(0, 40))
