@@ -8,19 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-
 from dataflows.inputs import Input, open_input
 from dataflows.set_aside import letters_of, tell_refused
 from dataflows.summary import Summary
 from operators.decode import Decoder
 from operators.errors import ConfigError
 from operators.intake import Intake
-from operators.rows import by_date, to_table
 from operators.shard import split
 from operators.watermark import Status
 from operators.windows import Shard
-from stores.offline.port import BATCH_PART, PartitionKey, Withheld
+from stores.offline.port import BATCH_PART, Withheld
+from stores.writers import partitioned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -64,33 +62,28 @@ class _Output:
     """Rows on their way into the store: staged piece by piece, published together at the end."""
 
     store: OfflineStore
+    sets: FeatureSets
     writer: str
-    waiting: dict[PartitionKey, list[pa.Table]] = field(default_factory=dict)
+    waiting: list[RowBlock] = field(default_factory=list)
     rows: int = 0
     sequence: int = 0
     tokens: list[str] = field(default_factory=list)
     withheld: Withheld = field(default_factory=Withheld)
 
-    def add(self, blocks: list[RowBlock], sets: FeatureSets) -> None:
-        for block in blocks:
-            declared = sets.sets[block.set_index]
-            window = declared.windows[block.spec_index].folder
-            for date, part in by_date(to_table(block, declared)):
-                key = PartitionKey(declared.name, declared.version, window, date)
-                self.waiting.setdefault(key, []).append(part)
-            self.rows += len(block)
+    def add(self, blocks: list[RowBlock]) -> None:
+        self.waiting += blocks
+        self.rows += sum(map(len, blocks))
         if self.rows >= _STAGE_ROWS:
             self.stage()
 
     def stage(self) -> None:
         if not self.waiting:
             return
-        tables = {k: pa.concat_tables(t) for k, t in sorted(self.waiting.items())}
-        done = self.store.stage(self.writer, self.sequence, tables)
+        done = self.store.stage(self.writer, self.sequence, partitioned(self.waiting, self.sets))
         self.sequence += 1
         self.tokens.extend(done.tokens)
         self.withheld += done.withheld
-        self.waiting, self.rows = {}, 0
+        self.waiting, self.rows = [], 0
 
     def publish(self) -> None:
         self.stage()
@@ -127,14 +120,14 @@ def run_batch(plan: BatchPlan, paths: Sequence[Path], progress: Callable[[int], 
     feeds = [_Feed(p, open_input(p, plan.event_bytes_max), Intake(p.stem, decoder, plan.bound_us)) for p in paths]
     known = tuple(sorted(f.intake.partition for f in feeds))
     shards = [Shard(plan.sets) for _ in range(plan.shards)]
-    output = _Output(plan.offline, f"{uuid.uuid4().hex[:8]}.{BATCH_PART}")
+    output = _Output(plan.offline, plan.sets, f"{uuid.uuid4().hex[:8]}.{BATCH_PART}")
     try:
         while any(not f.ended for f in feeds):
             feed = min((f for f in feeds if not f.ended), key=lambda f: (f.intake.newest, f.intake.partition))
             piece = _next_piece(feed, plan.batch_size, known, progress)
             if piece.rejects:
                 _refuse(piece, plan.topic(feed.path), plan.dead_letters)
-            _push(shards, piece, output, plan.sets)
+            _push(shards, piece, output)
         output.publish()
     except BaseException:
         plan.offline.discard(output.writer, keep=())
@@ -157,11 +150,11 @@ def _next_piece(feed: _Feed, batch_size: int, known: tuple[str, ...], progress: 
     return feed.intake.take(chunk, known)
 
 
-def _push(shards: list[Shard], piece: Piece, output: _Output, sets: FeatureSets) -> None:
+def _push(shards: list[Shard], piece: Piece, output: _Output) -> None:
     parts = None if piece.batch is None or piece.late is None else split(piece.batch, piece.late, len(shards))
     for index, shard in enumerate(shards):
         shard.push(None if parts is None else parts[index], piece.tick, piece.known)
-        output.add(shard.advance(), sets)
+        output.add(shard.advance())
 
 
 def _refuse(piece: Piece, topic: str, store: DeadLetters) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 PARTS = 2
 """SQLite files of a new recovery folder."""
 
-FORMAT = 1
+FORMAT = 2
 """Version of the snapshots' content."""
 
 _MANIFEST = "headrace.json"

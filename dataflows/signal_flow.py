@@ -18,18 +18,15 @@ from dataflows.observability.events import DeadLettersOpened, Failed, WindowsClo
 from dataflows.set_aside import late_at_shard_messages, late_messages, letters_of, tell_refused
 from dataflows.signal_source import SignalSource, SourcePlan
 from operators.intake import Piece
-from operators.rows import to_table
+from operators.rows import closed_by_spec
 from operators.shard import shard_keys, split
 from operators.watermark import Status
 from operators.windows import Shard
-from stores.features.port import View, views_of
 from stores.sinks import DeadLetterSink, LogSink, OfflineSink, OnlineSink
-from stores.writers import Rows
+from stores.writers import OfflineWriter, Rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-
-    import pyarrow as pa
 
     from operators.feature_sets import FeatureSets
     from operators.records import DeadLetter, RowBlock, SignalBatch
@@ -102,7 +99,8 @@ class WindowsLogic(StatefulBatchLogic["Share", "Closed", bytes]):
             raise
         silent = any(s.tick.status is not Status.LIVE for s in values)
         ended = any(s.tick.status is Status.ENDED for s in values)
-        return [Closed(Rows(self._tables(blocks), final=silent, ended=ended), tuple(late))], False
+        self._tell_closed(blocks)
+        return [Closed(Rows(tuple(blocks), final=silent, ended=ended), tuple(late))], False
 
     def on_eof(self) -> tuple[Iterable[Closed], bool]:
         """The run stops here, not the log: windows stay open; the stores need not wait for more rows."""
@@ -112,15 +110,13 @@ class WindowsLogic(StatefulBatchLogic["Share", "Closed", bytes]):
         """The shard's state."""
         return self._shard.snapshot()
 
-    def _tables(self, blocks: list[RowBlock]) -> tuple[tuple[View, pa.Table], ...]:
-        tables = []
+    def _tell_closed(self, blocks: list[RowBlock]) -> None:
+        now_ms = time.time() * 1e3
         for block in blocks:
             declared = self._sets.sets[block.set_index]
-            view = View(declared, declared.windows[block.spec_index])
-            tables.append((view, to_table(block, declared)))
-            latency_ms = time.time() * 1e3 - int(block.event_time.max()) / 1e3
-            tell(WindowsClosed(view.window.text, len(block), latency_ms))
-        return tuple(tables)
+            for window, (rows, newest) in zip(declared.windows, closed_by_spec(block, declared).tolist(), strict=True):
+                if rows > 0:
+                    tell(WindowsClosed(window.text, rows, now_ms - newest / 1e3))
 
 
 def build(plan: SignalPlan) -> Dataflow:
@@ -147,12 +143,14 @@ def build(plan: SignalPlan) -> Dataflow:
     op.output("late", late, LogSink(append, failed, durable=plan.durable))
 
     rows = op.map("rows", closed, lambda pair: (pair[0], pair[1].rows))
-    offline = OfflineSink(
-        plan.offline, plan.lineage, failed, parts=OFFLINE_WRITERS, durable=plan.durable, staged=plan.staged
-    )
-    op.output("offline", rows, offline)
+
+    def open_offline(part: str, resume: bytes | None) -> OfflineWriter:
+        name = f"{plan.lineage}.{part}"
+        return OfflineWriter(plan.offline, source.sets, name, resume, durable=plan.durable, staged=plan.staged)
+
+    op.output("offline", rows, OfflineSink(open_offline, failed, parts=OFFLINE_WRITERS))
     if plan.features is not None:
-        op.output("online", rows, OnlineSink(plan.features, views_of(source.sets), failed))
+        op.output("online", rows, OnlineSink(plan.features, source.sets, failed))
     return flow
 
 

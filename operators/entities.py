@@ -13,7 +13,7 @@ _EMPTY = -1
 def _find_or_add(slots, hashes, offsets, data, known, batch_hash, batch_offsets, batch_data):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     """Index of each batch entity; unknown ones are appended. The arrays have room for all."""
     mask = slots.shape[0] - 1
-    index = np.empty(batch_hash.shape[0], np.int64)
+    index = np.empty(batch_hash.shape[0], np.int32)
     for i in range(batch_hash.shape[0]):
         h = batch_hash[i]
         start = batch_offsets[i]
@@ -102,14 +102,14 @@ class Entities:
 
     def index(
         self, hashes: NDArray[np.uint64], offsets: NDArray[np.int64], data: NDArray[np.uint8]
-    ) -> NDArray[np.int64]:
-        """Return int64 (n,): the index of each id of the column, adding those not seen before."""
+    ) -> NDArray[np.int32]:
+        """Return int32 (n,): the index of each id of the column, adding those not seen before."""
         self._reserve(len(hashes), int(offsets[-1] - offsets[0]) if len(hashes) else 0)
         found, known = _find_or_add(
             self._slots, self._hashes, self._offsets, self._data, self.count, hashes, offsets, data
         )
         self.count = int(known)
-        result: NDArray[np.int64] = found
+        result: NDArray[np.int32] = found
         return result
 
     def gather(self, index: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -27,6 +27,8 @@ PANE = 8
 # Places in the EW state of one entity and field.
 WEIGHT, PAIRS, MEAN, MEAN_LOW, EW_SPREAD, LAST, DELTA, PRIOR_NUM, PRIOR_DEN = range(9)
 EW = 9
+EW_LASTING = 5
+"""The first of them carry over from one event to the next; the others are of the last event alone."""
 STATISTICS_COUNT = 11
 FORGET_HALFLIVES = 400.0
 """Weights of 2^-400 and less count as zero, well before squares of them leave float64's range."""

@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from operators.window_loops import Ordered
+from operators.window_loops import NEVER, Ordered
 
 _SHIFTS_PER_EVENT = 8
 """Insertion sort suits nearly sorted events; past this many shifts an event a full sort is cheaper."""
@@ -21,15 +21,15 @@ _SHIFTS_PER_EVENT = 8
 class Pending(NamedTuple):
     """Events that wait for the watermark, or are ready to apply, in the order of arrival.
 
-    entity: int64 (n,), index within the shard. event_time, sequence, offset: int64 (n,).
-    partition: int64 (n,), index within the shard's list of partitions. sets: uint64 (n,).
+    entity: int32 (n,), index within the shard. event_time, sequence, offset: int64 (n,).
+    partition: int32 (n,), index within the shard's list of partitions. sets: uint64 (n,).
     values: float64 (n, fields).
     """
 
-    entity: NDArray[np.int64]
+    entity: NDArray[np.int32]
     event_time: NDArray[np.int64]
     sequence: NDArray[np.int64]
-    partition: NDArray[np.int64]
+    partition: NDArray[np.int32]
     offset: NDArray[np.int64]
     sets: NDArray[np.uint64]
     values: NDArray[np.float64]
@@ -174,31 +174,81 @@ def in_order(events: Pending, rank: NDArray[np.int64], entities: int) -> tuple[O
     return Ordered(*columns), int(duplicates), int(conflicts)
 
 
+class Waiting(NamedTuple):
+    """Some pending events, at least one, and the times of the oldest and the newest of them."""
+
+    events: Pending
+    oldest: int
+    newest: int
+
+
+@njit(inline="always")
+def _copy(e, i, out, j):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    out.entity[j] = e.entity[i]
+    out.event_time[j] = e.event_time[i]
+    out.sequence[j] = e.sequence[i]
+    out.partition[j] = e.partition[i]
+    out.offset[j] = e.offset[i]
+    out.sets[j] = e.sets[i]
+    for f in range(e.values.shape[1]):
+        out.values[j, f] = e.values[i, f]
+
+
 @njit(cache=True, nogil=True)
-def _cut(e, below):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
-    n = 0
+def _take(e, below, ready, at, rest):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    """Copy events below to ready[at:] and the others to rest; return (next at, oldest and newest of the rest)."""
+    left = 0
+    oldest = NEVER
+    newest = -NEVER
     for i in range(e.event_time.shape[0]):
-        n += e.event_time[i] < below
-    ready = np.empty(n, np.int64)
-    rest = np.empty(e.event_time.shape[0] - n, np.int64)
-    a = 0
-    b = 0
-    for i in range(e.event_time.shape[0]):
-        if e.event_time[i] < below:
-            ready[a] = i
-            a += 1
+        t = e.event_time[i]
+        if t < below:
+            _copy(e, i, ready, at)
+            at += 1
         else:
-            rest[b] = i
-            b += 1
+            _copy(e, i, rest, left)
+            left += 1
+            oldest = min(oldest, t)
+            newest = max(newest, t)
+    return at, oldest, newest
+
+
+def take_ready(waiting: list[Waiting], below: int) -> tuple[Pending | None, list[Waiting]]:
+    """Return the events with event_time < below, if any, in one piece, and those that go on waiting."""
+    rest = [w for w in waiting if w.oldest >= below]
+    touched = [w for w in waiting if w.oldest < below]
+    if not touched:
+        return None, rest
+    sizes = [len(w.events.event_time) for w in touched]
+    counts = [
+        size if w.newest < below else int(np.count_nonzero(w.events.event_time < below))
+        for w, size in zip(touched, sizes, strict=True)
+    ]
+    fields = touched[0].events.values.shape[1]
+    ready = room(sum(counts), fields)
+    at = 0
+    for w, size, count in zip(touched, sizes, counts, strict=True):
+        left = room(size - count, fields)
+        at, oldest, newest = _take(w.events, below, ready, at, left)
+        if count < size:
+            rest.append(Waiting(left, oldest, newest))
     return ready, rest
 
 
-def cut(events: Pending, below: int) -> tuple[Pending, Pending]:
-    """Return (events with event_time < below, the rest), each in the order that it had."""
-    ready, rest = _cut(events, below)
-    return Pending(*(c[ready] for c in events)), Pending(*(c[rest] for c in events))
+def room(events: int, fields: int) -> Pending:
+    """Return columns for that many events, without meaning yet."""
+    empty = np.empty
+    times, sequence, offset = (empty(events, np.int64) for _ in range(3))
+    entity, partition = (empty(events, np.int32) for _ in range(2))
+    return Pending(entity, times, sequence, partition, offset, empty(events, np.uint64), empty((events, fields)))
 
 
 def concatenate(parts: list[Pending]) -> Pending:
     """Return the parts, at least one, joined end to end."""
     return parts[0] if len(parts) == 1 else Pending(*(np.concatenate(c) for c in zip(*parts, strict=True)))
+
+
+def merge(parts: list[Waiting]) -> Waiting:
+    """Return the parts, at least one, as one."""
+    events = concatenate([p.events for p in parts])
+    return Waiting(events, min(p.oldest for p in parts), max(p.newest for p in parts))

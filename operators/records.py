@@ -113,29 +113,25 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class RowBlock:
-    """Closed windows of one feature set and one window spec, as columns of length n.
+    """Closed windows of one feature set, as rows.
 
-    set_index, spec_index: into FeatureSets.sets and FeatureSet.windows.
+    set_index: into FeatureSets.sets.
     entity_data, entity_offsets: as in SignalBatch.
-    window_start, event_time: int64 (n,); event_time is the window's end.
-    values: float64 (columns, n), one line a column of FeatureSet.columns; NaN is null.
-    valid: uint8 (columns, n / 8 rounded up), bit i of a line is set if value i is not null (LSB first).
-    content_hash: uint8 (n, 16).
+    place: int64 (n, 4), C order: the entity's index in its shard, the window spec's in FeatureSet.windows,
+        window_start and event_time, which is the window's end.
+    values: float64 (n, fields * statistics), C order: of each field of the set all STATISTICS, asked for or
+        not; NaN is null.
     """
 
     set_index: int
-    spec_index: int
     entity_data: NDArray[np.uint8]
     entity_offsets: NDArray[np.int64]
-    window_start: NDArray[np.int64]
-    event_time: NDArray[np.int64]
+    place: NDArray[np.int64]
     values: NDArray[np.float64]
-    valid: NDArray[np.uint8]
-    content_hash: NDArray[np.uint8]
 
     def __len__(self) -> int:
         """Rows in the block."""
-        return len(self.event_time)
+        return len(self.place)
 
 
 @dataclass(frozen=True, slots=True)

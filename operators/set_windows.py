@@ -6,18 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from operators.feature_sets import STATISTICS, FeatureSet
-from operators.kernels import EW, PANE, STATISTICS_COUNT
+from operators.kernels import EW, EW_LASTING, PANE, STATISTICS_COUNT
 from operators.records import RowBlock
-from operators.rows import finish_rows, hash_header
 from operators.window_loops import (
     HEAD,
     NEVER,
     NEXT_END,
-    ROW_END,
     ROW_ENTITY,
-    ROW_SPEC,
-    ROW_START,
     SPEC,
     TIMES_AT,
     Ordered,
@@ -35,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from operators.entities import Entities
+    from operators.feature_sets import FeatureSet
 
 _ROOM = 1 << 13
 _ENTITIES_MIN = 64
@@ -54,9 +50,6 @@ class SetWindows:
         self._scratch = Scratch(
             np.zeros((1, count * PANE)), np.zeros((count, 4)), np.zeros(len(declared.windows), np.int64)
         )
-        chosen = [STATISTICS.index(s) for s in declared.statistics]
-        self._columns = np.array([f * STATISTICS_COUNT + s for f in range(count) for s in chosen], np.int64)
-        self._headers = [hash_header(declared, w) for w in declared.windows]
         self._room = _room(self._plan, _ROOM)
 
     def apply(self, events: Ordered, entities: Entities) -> Iterator[RowBlock]:
@@ -94,28 +87,30 @@ class SetWindows:
         return max(t + w.size_us if w.session else (t // w.slide_us + w.panes) * w.slide_us for w in self._windows)
 
     def pack(self, entities: int) -> dict[str, NDArray[np.generic]]:
-        """The state of the first `entities` as arrays; one without open windows keeps its EW states alone."""
+        """The state of the first `entities` as arrays; of one without open windows only what outlives them."""
         floats, ints = self._state.floats[:entities], self._state.ints[:entities]
-        kept_floats, kept_ints = _kept(self._plan)
         is_open = ints[:, NEXT_END] != NEVER
+        (lasting, passing), (lasting_ints, passing_ints) = _lasting(self._plan)
+        open_floats, open_ints = floats[is_open], ints[is_open]
         parts = (
             is_open,
-            floats[:, :kept_floats],
-            ints[:, :kept_ints],
-            floats[is_open, kept_floats:],
-            ints[is_open, kept_ints:],
+            floats[:, lasting],
+            ints[:, lasting_ints],
+            open_floats[:, passing],
+            open_ints[:, passing_ints],
         )
         return dict(zip(_PACKED, parts, strict=True))
 
     def unpack(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         """Take the state that `pack` gave."""
         is_open, floats, ints, open_floats, open_ints = (arrays[name] for name in _PACKED)
-        kept_floats, kept_ints = _kept(self._plan)
+        (lasting, passing), (lasting_ints, passing_ints) = _lasting(self._plan)
         self._state = _empty_state(self._plan, len(is_open))
-        self._state.floats[:, :kept_floats] = floats
-        self._state.ints[:, :kept_ints] = ints
-        self._state.floats[is_open, kept_floats:] = open_floats
-        self._state.ints[is_open, kept_ints:] = open_ints
+        self._state.floats[:, lasting] = floats
+        self._state.ints[:, lasting_ints] = ints
+        opened = np.flatnonzero(is_open)[:, None]
+        self._state.floats[opened, passing] = open_floats
+        self._state.ints[opened, passing_ints] = open_ints
 
     def _grow(self, entities: int) -> None:
         have = len(self._state.ints)
@@ -130,16 +125,10 @@ class SetWindows:
             self._room = _room(self._plan, rows)
 
     def _blocks(self, room: RowBuffer, count: int, entities: Entities) -> Iterator[RowBlock]:
-        """Cut the rows in the buffer by window spec."""
-        place = room.place[:count]
-        for spec, header in enumerate(self._headers):
-            at = np.flatnonzero(place[:, ROW_SPEC] == spec)
-            if len(at) == 0:
-                continue
-            entity = entities.gather(place[at, ROW_ENTITY])
-            start, end = place[at, ROW_START], place[at, ROW_END]
-            hashes, values, valid = finish_rows(header, entity, start, end, room.values, at, self._columns)
-            yield RowBlock(self._index, spec, *entity, start, end, values, valid, hashes)
+        """Take the rows out of the buffer."""
+        if count > 0:
+            place = room.place[:count].copy()
+            yield RowBlock(self._index, *entities.gather(place[:, ROW_ENTITY]), place, room.values[:count].copy())
 
 
 def _plan(declared: FeatureSet, index: int, fields: tuple[str, ...]) -> SetPlan:
@@ -155,9 +144,13 @@ def _plan(declared: FeatureSet, index: int, fields: tuple[str, ...]) -> SetPlan:
     return SetPlan(specs, field_column, index, float(declared.halflife_us), floats, ints)
 
 
-def _kept(plan: SetPlan) -> tuple[int, int]:
-    """How much of an entity's lines outlives its windows."""
-    return len(plan.field) * EW, TIMES_AT + len(plan.field)
+def _lasting(plan: SetPlan) -> tuple[tuple[NDArray[np.intp], NDArray[np.intp]], ...]:
+    """Which places of an entity's floats and integers outlive its windows, and which do not."""
+    fields = len(plan.field)
+    floats, ints = np.zeros(plan.floats, np.bool_), np.zeros(plan.ints, np.bool_)
+    floats[: fields * EW].reshape(fields, EW)[:, :EW_LASTING] = True
+    ints[TIMES_AT : TIMES_AT + fields] = True
+    return tuple((np.flatnonzero(each), np.flatnonzero(~each)) for each in (floats, ints))
 
 
 def _empty_state(plan: SetPlan, entities: int) -> SetState:

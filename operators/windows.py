@@ -13,7 +13,7 @@ import numpy as np
 
 from operators.entities import Entities
 from operators.feature_sets import FeatureSets
-from operators.order import Pending, concatenate, cut, in_order
+from operators.order import Pending, Waiting, concatenate, in_order, merge, room, take_ready
 from operators.packing import pack, unpack, unpack_meta
 from operators.records import END_OF_TIME, NO_WATERMARK, RowBlock, SignalBatch
 from operators.set_windows import SetWindows
@@ -66,8 +66,8 @@ class Shard:
         self._fields = len(sets.fields)
         self._entities = Entities()
         self._partitions: list[str] = []
-        self._pending: list[Pending] = []
-        self._tail: list[Pending] = []
+        self._pending: list[Waiting] = []
+        self._tail: list[Waiting] = []
         self._fresh = 0
         self._due = NEVER
         self._sets = [SetWindows(s, i, sets.fields) for i, s in enumerate(sets.sets)]
@@ -83,8 +83,11 @@ class Shard:
         self.watermark.announce(known)
         late = None
         if batch is not None and len(batch) > 0:
-            late, batch = self._refuse(batch)
-            self._wait(batch)
+            oldest = int(batch.event_time.min())
+            if oldest < self.watermark.value:
+                late, batch = self._refuse(batch)
+                oldest = int(batch.event_time.min(initial=NEVER))
+            self._wait(batch, oldest)
         self.watermark.observe(tick)
         return late
 
@@ -119,7 +122,7 @@ class Shard:
 
     def outlook(self) -> tuple[int, int, int]:
         """Return (used, duplicate, conflict) that the pending events will count as, as known now."""
-        parts = [*self._pending, *self._tail]
+        parts = [w.events for w in (*self._pending, *self._tail)]
         if not parts:
             return 0, 0, 0
         events, duplicates, conflicts = in_order(concatenate(parts), self._rank(), self._entities.count)
@@ -127,10 +130,11 @@ class Shard:
 
     def snapshot(self) -> bytes:
         """Return the whole state as versioned bytes, independent of what follows; see `counts_in`."""
-        parts = [*self._pending, *self._tail]
-        pending = concatenate(parts) if parts else _no_events(self._fields)
+        parts = [w.events for w in (*self._pending, *self._tail)]
+        pending = concatenate(parts) if parts else room(0, self._fields)
         data, offsets, hashes = self._entities.columns()
-        arrays: dict[str, NDArray[np.generic]] = {"data": data, "offsets": offsets, "hashes": hashes}
+        lengths = np.diff(offsets).astype(np.uint16)  # ENTITY_BYTES_MAX fits
+        arrays: dict[str, NDArray[np.generic]] = {"data": data, "lengths": lengths, "hashes": hashes}
         arrays |= {f"pending.{name}": column for name, column in pending._asdict().items()}
         for index, each in enumerate(self._sets):
             arrays |= {f"{index}.{name}": array for name, array in each.pack(self._entities.count).items()}
@@ -154,62 +158,51 @@ class Shard:
         for partition, watermark, newest, status in cast("list[tuple[str, int, int, int]]", meta["ticks"]):
             self.watermark.partitions[partition] = Tick(partition, watermark, newest, Status(status))
         self._partitions = cast("list[str]", meta["partitions"])
-        self._entities = Entities(arrays["data"], arrays["offsets"], arrays["hashes"])  # type: ignore[arg-type]  # as packed
+        offsets = np.append(0, np.cumsum(arrays["lengths"], dtype=np.int64))
+        self._entities = Entities(arrays["data"], offsets, arrays["hashes"])  # type: ignore[arg-type]  # as packed
         pending = Pending(*(arrays[f"pending.{name}"] for name in Pending._fields))  # type: ignore[arg-type]  # as packed
-        self._pending = [pending] if len(pending.event_time) else []
+        times = pending.event_time
+        self._pending = [Waiting(pending, int(times.min()), int(times.max()))] if len(times) else []
         for index, each in enumerate(self._sets):
             prefix = f"{index}."
             each.unpack({n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)})
         self._due = NO_WATERMARK
 
-    def _refuse(self, batch: SignalBatch) -> tuple[LateAtShard | None, SignalBatch]:
+    def _refuse(self, batch: SignalBatch) -> tuple[LateAtShard, SignalBatch]:
+        """Cut off the events, of which there are some, below the shard's watermark."""
         now = self.watermark.value
         below = batch.event_time < now
-        if not below.any():
-            return None, batch
         late = take(batch, np.flatnonzero(below))
         self.counts.late += len(late)
         reason = "closed" if now == self._floor else "idle"
         return LateAtShard(late, reason, now), take(batch, np.flatnonzero(~below))
 
-    def _wait(self, batch: SignalBatch) -> None:
+    def _wait(self, batch: SignalBatch, oldest: int) -> None:
         n = len(batch)
         if n == 0:
             return
         if batch.partition not in self._partitions:
             self._partitions.append(batch.partition)
-        partition = np.full(n, self._partitions.index(batch.partition), np.int64)
+        partition = np.full(n, self._partitions.index(batch.partition), np.int32)
         entity = self._entities.index(batch.entity_hash, batch.entity_offsets, batch.entity_data)
-        self._tail.append(
-            Pending(entity, batch.event_time, batch.sequence, partition, batch.offset, batch.sets, batch.values)
-        )
+        events = Pending(entity, batch.event_time, batch.sequence, partition, batch.offset, batch.sets, batch.values)
+        self._tail.append(Waiting(events, oldest, int(batch.event_time.max())))
         self._fresh += n
-        if sum(len(p.event_time) for p in self._tail[-2:]) >= _CHUNK_EVENTS or len(self._tail) >= _CHUNK_EVENTS:
+        if sum(len(w.events.event_time) for w in self._tail[-2:]) >= _CHUNK_EVENTS or len(self._tail) >= _CHUNK_EVENTS:
             self._seal()
-        oldest = int(batch.event_time.min())
         self._due = min(self._due, *(each.first_end(oldest) for each in self._sets))
 
     def _seal(self) -> None:
         if self._tail:
-            self._pending.append(concatenate(self._tail))
+            self._pending.append(merge(self._tail))
             self._tail = []
 
     def _ready(self, now: int) -> Pending | None:
         """Take the pending events below the watermark out; pieces that lie above it stay as they are."""
         self._seal()
-        ready: list[Pending] = []
-        waiting: list[Pending] = []
-        for part in self._pending:
-            if part.event_time.max() < now:
-                ready.append(part)
-            elif part.event_time.min() >= now:
-                waiting.append(part)
-            else:
-                below, rest = cut(part, now)
-                ready.append(below)
-                waiting.append(rest)
+        ready, waiting = take_ready(self._pending, now)
         self._pending = _merge_small(waiting)
-        return concatenate(ready) if ready else None
+        return ready
 
     def _rank(self) -> NDArray[np.int64]:
         rank = np.empty(len(self._partitions), np.int64)
@@ -219,7 +212,7 @@ class Shard:
     def _pending_due(self) -> int:
         if not self._pending:
             return NEVER
-        oldest = min(int(p.event_time.min()) for p in self._pending)
+        oldest = min(w.oldest for w in self._pending)
         return min(each.first_end(oldest) for each in self._sets)
 
     def _end(self) -> None:
@@ -242,19 +235,14 @@ def counts_in(sets: FeatureSets, snapshot: bytes) -> Counts:
     return counts
 
 
-def _merge_small(parts: list[Pending]) -> list[Pending]:
+def _merge_small(parts: list[Waiting]) -> list[Waiting]:
     """Join neighbours that have shrunk, so that the number of pieces stays in proportion to the events."""
-    merged: list[list[Pending]] = []
+    merged: list[list[Waiting]] = []
     size = _CHUNK_EVENTS
     for part in parts:
         if size >= _CHUNK_EVENTS:
             merged.append([])
             size = 0
         merged[-1].append(part)
-        size += len(part.event_time)
-    return [concatenate(group) for group in merged]
-
-
-def _no_events(fields: int) -> Pending:
-    none = np.empty(0, np.int64)
-    return Pending(none, none, none, none, none, np.empty(0, np.uint64), np.empty((0, fields)))
+        size += len(part.events.event_time)
+    return [merge(group) for group in merged]

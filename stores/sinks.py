@@ -11,10 +11,10 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from stores.writers import LogWriter, OfflineWriter, OnlineWriter, Rows
 
 if TYPE_CHECKING:
+    from operators.feature_sets import FeatureSets
     from operators.records import DeadLetter
     from stores.deadletters.port import DeadLetters
-    from stores.features.port import Features, View
-    from stores.offline.port import OfflineStore
+    from stores.features.port import Features
 
 Item = TypeVar("Item")
 Item_contra = TypeVar("Item_contra", contravariant=True)
@@ -27,13 +27,10 @@ class OfflineSink(FixedPartitionedSink[Rows, bytes]):
     """Feature history from every shard. Exactly once with recovery."""
 
     def __init__(
-        self, store: OfflineStore, lineage: str, failed: Failure, *, parts: int, durable: bool, staged: bool
+        self, open_writer: Callable[[str, bytes | None], OfflineWriter], failed: Failure, *, parts: int
     ) -> None:
-        """parts: writers, fixed for a recovery folder. durable, staged: see OfflineWriter."""
-        self._store = store
-        self._lineage = lineage
-        self._durable = durable
-        self._staged = staged
+        """open_writer: (part, what its snapshot returned). parts: writers, fixed for a recovery folder."""
+        self._open_writer = open_writer
         self._failed = failed
         self._parts = parts
 
@@ -47,22 +44,17 @@ class OfflineSink(FixedPartitionedSink[Rows, bytes]):
 
     def build_part(self, step_id: str, for_part: str, resume_state: bytes | None) -> StatefulSinkPartition[Rows, bytes]:
         """Open one writer."""
-
-        def open_writer() -> OfflineWriter:
-            name = f"{self._lineage}.{for_part}"
-            return OfflineWriter(self._store, name, resume_state, durable=self._durable, staged=self._staged)
-
-        return _Part(step_id, for_part, self._failed, open_writer)
+        return _Part(step_id, for_part, self._failed, lambda: self._open_writer(for_part, resume_state))
 
 
 class OnlineSink(FixedPartitionedSink[Rows, bytes]):
     """Online features from every shard, by one writer."""
 
-    def __init__(self, store: Features, views: tuple[View, ...], failed: Failure) -> None:
-        """store: prepared for the views."""
+    def __init__(self, store: Features, sets: FeatureSets, failed: Failure) -> None:
+        """store, sets: see OnlineWriter."""
         self._store = store
+        self._sets = sets
         self._failed = failed
-        self._views = views
 
     def list_parts(self) -> list[str]:
         """One writer, so that one connection writes."""
@@ -75,7 +67,7 @@ class OnlineSink(FixedPartitionedSink[Rows, bytes]):
 
     def build_part(self, step_id: str, for_part: str, resume_state: bytes | None) -> StatefulSinkPartition[Rows, bytes]:
         """Start the writer."""
-        return _Part(step_id, for_part, self._failed, lambda: OnlineWriter(self._store, self._views, resume_state))
+        return _Part(step_id, for_part, self._failed, lambda: OnlineWriter(self._store, self._sets, resume_state))
 
 
 class LogSink(FixedPartitionedSink[list[bytes], bytes]):

@@ -15,17 +15,18 @@ import numpy as np
 import pyarrow as pa
 
 from operators.errors import ResumeError
-from operators.packing import pack, unpack
-from operators.rows import by_date
-from stores.features.newest import coalesce
+from operators.packing import pack, unpack, unpack_meta
+from operators.records import RowBlock
+from operators.rows import join, newest, to_tables
 from stores.features.port import View
 from stores.offline.port import PartitionKey, Withheld
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
+    from operators.feature_sets import FeatureSet, FeatureSets
     from stores.features.port import Features
     from stores.offline.port import OfflineStore
 
@@ -38,9 +39,11 @@ EPOCHS_MAX = 6
 _ONLINE_ROWS_MAX = 200_000
 """Rows that may wait for the online store before they are coalesced to the newest an entity."""
 
-
 _CLOSE_S = 10.0
 """How long a closing writer waits for its store, which may be away."""
+
+_COLUMNS = ("entity_data", "entity_offsets", "place", "values")
+"""Of a RowBlock, as they are called in snapshots."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,38 +54,72 @@ class Rows:
     whoever waits for the run wants to find everything served.
     """
 
-    tables: tuple[tuple[View, pa.Table], ...] = ()
+    blocks: tuple[RowBlock, ...] = ()
     final: bool = False
     ended: bool = False
 
 
-def _to_ipc(table: pa.Table) -> NDArray[np.uint8]:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return np.frombuffer(sink.getvalue(), np.uint8)
+def partitioned(blocks: list[RowBlock], sets: FeatureSets) -> dict[PartitionKey, pa.Table]:
+    """Return the rows as one table for each partition of the offline store, sorted; rows stand as they came."""
+    tables: dict[PartitionKey, list[pa.Table]] = {}
+    for declared, mine in _by_set(blocks, sets):
+        for spec, date, table in to_tables(mine, declared):
+            key = PartitionKey(declared.name, declared.version, declared.windows[spec].folder, date)
+            tables.setdefault(key, []).append(table)
+    return {key: pa.concat_tables(some) for key, some in sorted(tables.items())}
 
 
-def _from_ipc(data: NDArray[np.generic]) -> pa.Table:
-    return pa.ipc.open_stream(pa.py_buffer(data.tobytes())).read_all()
+def _by_set(blocks: list[RowBlock], sets: FeatureSets) -> Iterator[tuple[FeatureSet, list[RowBlock]]]:
+    for index, declared in enumerate(sets.sets):
+        mine = [b for b in blocks if b.set_index == index]
+        if mine:
+            yield declared, mine
+
+
+def _pack(meta: dict[str, object], blocks: list[RowBlock]) -> bytes:
+    """Snapshot of meta and of rows, which may wait for long: one block a set."""
+    of_set = {index: join([b for b in blocks if b.set_index == index]) for index in {b.set_index for b in blocks}}
+    arrays: dict[str, NDArray[np.generic]] = {}
+    for index, b in sorted(of_set.items()):
+        start, stop = b.entity_offsets[[0, -1]]
+        columns = (b.entity_data[start:stop], b.entity_offsets - start, b.place, b.values)
+        arrays |= {f"{index}.{column}": array for column, array in zip(_COLUMNS, columns, strict=True)}
+    return pack({**meta, "sets": sorted(of_set)}, arrays)
+
+
+def _unpack(state: bytes) -> tuple[dict[str, object], list[RowBlock]]:
+    meta, arrays = unpack(state)
+    found = cast("list[int]", meta["sets"])
+    return meta, [RowBlock(i, *(arrays[f"{i}.{column}"] for column in _COLUMNS)) for i in found]  # type: ignore[arg-type]  # as packed
 
 
 class OfflineWriter:
     """Stages feature rows at one snapshot and publishes them at the next."""
 
-    def __init__(self, store: OfflineStore, writer: str, resume: bytes | None, *, durable: bool, staged: bool) -> None:
+    def __init__(
+        self,
+        store: OfflineStore,
+        sets: FeatureSets,
+        writer: str,
+        resume: bytes | None,
+        *,
+        durable: bool,
+        staged: bool,
+    ) -> None:
         """Publish what the resumed snapshot had staged; discard the rest.
 
+        sets: what the rows are of, the same for the resumed snapshot.
         durable: snapshots are kept, so that an unpublished file can be found again; else `close` publishes.
         staged: False publishes at once (EXACTLY_ONCE_SINK=0): rows of a lost epoch stay and come again.
         """
         self._store = store
+        self._sets = sets
         self._writer = writer
         self._durable = durable
         self._staged = staged
         self._sequence = 0
         self._tokens: tuple[str, ...] = ()
-        self._waiting: dict[PartitionKey, list[pa.Table]] = {}
+        self._waiting: list[RowBlock] = []
         self._rows = 0
         self._age = 0
         self._final = False
@@ -94,12 +131,8 @@ class OfflineWriter:
     def write(self, rows: Rows) -> None:
         """Take rows of any shard."""
         self._final = self._final or rows.final
-        for view, table in rows.tables:
-            declared = view.feature_set
-            for date, part in by_date(table):
-                key = PartitionKey(declared.name, declared.version, view.window.folder, date)
-                self._waiting.setdefault(key, []).append(part)
-            self._rows += table.num_rows
+        self._waiting += rows.blocks
+        self._rows += sum(map(len, rows.blocks))
 
     def snapshot(self) -> bytes:
         """Publish what the last snapshot staged, stage what waits if it is time, and return the state."""
@@ -111,12 +144,10 @@ class OfflineWriter:
         meta: dict[str, object] = {
             "sequence": self._sequence,
             "tokens": self._tokens,
-            "keys": [(k.feature_set, k.version, k.window, k.date) for k in self._waiting],
             "age": self._age,
             "withheld": [self.withheld.repeated, self.withheld.different],
         }
-        tables = {str(i): _to_ipc(pa.concat_tables(t)) for i, t in enumerate(self._waiting.values())}
-        return pack(meta, cast("dict[str, NDArray[np.generic]]", tables))
+        return _pack(meta, self._waiting)
 
     def close(self) -> None:
         """Without durable snapshots nobody will come back for what is staged: publish it now."""
@@ -126,10 +157,10 @@ class OfflineWriter:
             self._publish()
 
     def _stage(self) -> None:
-        tables = {k: pa.concat_tables(t) for k, t in sorted(self._waiting.items())}
+        tables = partitioned(self._waiting, self._sets)
         while not self._staged_as_next(tables):
             self._store.discard(self._writer, keep=())
-        self._waiting, self._rows, self._age = {}, 0, 0
+        self._waiting, self._rows, self._age = [], 0, 0
 
     def _staged_as_next(self, tables: dict[PartitionKey, pa.Table]) -> bool:
         """Stage the rows; if they are to be seen at once, publish them too.
@@ -154,26 +185,23 @@ class OfflineWriter:
             self._tokens = ()
 
     def _restore(self, resume: bytes) -> None:
-        meta, tables = unpack(resume)
+        meta, self._waiting = _unpack(resume)
+        self._rows = sum(map(len, self._waiting))
         self._sequence = cast("int", meta["sequence"])
         self._age = cast("int", meta["age"])
         self.withheld = Withheld(*cast("list[int]", meta["withheld"]))
         self._tokens = staged_tokens(resume)
         self._publish()
-        for index, key in enumerate(cast("list[tuple[str, int, str, str]]", meta["keys"])):
-            table = _from_ipc(tables[str(index)])
-            self._waiting[PartitionKey(*key)] = [table]
-            self._rows += table.num_rows
 
 
 def staged_tokens(state: bytes) -> tuple[str, ...]:
     """The files that a committed snapshot of an OfflineWriter has staged, ready to be published."""
-    return tuple(cast("list[str]", unpack(state)[0]["tokens"]))
+    return tuple(cast("list[str]", unpack_meta(state)["tokens"]))
 
 
 def withheld_in(state: bytes) -> Withheld:
     """The rows that a committed snapshot of an OfflineWriter has counted as not written again."""
-    return Withheld(*cast("list[int]", unpack(state)[0]["withheld"]))
+    return Withheld(*cast("list[int]", unpack_meta(state)["withheld"]))
 
 
 class LogWriter:
@@ -226,33 +254,38 @@ class OnlineWriter:
     confirmed are in the snapshot. A failure of the store is raised by the next `write` or `drain`.
     """
 
-    def __init__(self, store: Features, views: tuple[View, ...], resume: bytes | None) -> None:
-        """Start the thread; rows that the resumed snapshot held for these views come first."""
+    def __init__(self, store: Features, sets: FeatureSets, resume: bytes | None) -> None:
+        """Start the thread; rows that the resumed snapshot held come first, those of sets that are gone do not.
+
+        store: prepared for the views of the sets.
+        """
         self._store = store
-        self._waiting: dict[View, list[pa.Table]] = {}
-        self._writing: dict[View, list[pa.Table]] = {}
+        self._sets = sets
+        self._waiting: list[RowBlock] = []
+        self._writing: list[RowBlock] = []
         self._rows = 0
         self._rows_max = _ONLINE_ROWS_MAX
         self._error: BaseException | None = None
         self._stopped = False
         self._changed = threading.Condition()
-        saved = {} if resume is None else unpack(resume)[1]
+        saved: list[RowBlock] = []
+        if resume is not None:
+            meta, saved = _unpack(resume)
+            declared, was = self._declared(), cast("list[list[object]]", meta["declared"])
+            saved = [b for b in saved if b.set_index < len(declared) and declared[b.set_index] == was[b.set_index]]
         self._thread = threading.Thread(target=self._work, name="online-writer", daemon=True)
         self._thread.start()
-        self.write(Rows(tuple((v, _from_ipc(saved[v.name])) for v in views if v.name in saved)))
+        self.write(Rows(tuple(saved)))
 
     def write(self, rows: Rows) -> None:
         """Take rows; returns at once, but at the end of a log when all are served."""
         with self._changed:
             self._raise()
-            for view, table in rows.tables:
-                if table.num_rows == 0:
-                    continue
-                self._waiting.setdefault(view, []).append(table)
-                self._rows += table.num_rows
+            self._waiting += rows.blocks
+            self._rows += sum(map(len, rows.blocks))
             if self._rows > self._rows_max:
-                self._waiting = {v: [_newest(t)] for v, t in self._waiting.items()}
-                self._rows = sum(t.num_rows for tables in self._waiting.values() for t in tables)
+                self._waiting = self._newest(self._waiting)
+                self._rows = sum(map(len, self._waiting))
                 self._rows_max = max(_ONLINE_ROWS_MAX, 2 * self._rows)
             self._changed.notify_all()
         if rows.ended:
@@ -267,10 +300,8 @@ class OnlineWriter:
     def snapshot(self) -> bytes:
         """The rows that are not confirmed, newest an entity."""
         with self._changed:
-            views = {*self._waiting, *self._writing}
-            held = {v.name: [*self._writing.get(v, []), *self._waiting.get(v, [])] for v in views}
-        arrays = {name: _to_ipc(_newest(tables)) for name, tables in sorted(held.items())}
-        return pack({}, cast("dict[str, NDArray[np.generic]]", arrays))
+            held = [*self._writing, *self._waiting]
+        return _pack({"declared": self._declared()}, self._newest(held))
 
     def close(self) -> None:
         """Stop the thread, which may finish what it is writing; the rest stays in the snapshot."""
@@ -289,23 +320,26 @@ class OnlineWriter:
                 self._changed.wait_for(lambda: self._stopped or self._waiting)
                 if self._stopped:
                     return
-                self._writing, self._waiting, self._rows = self._waiting, {}, 0
+                self._writing, self._waiting, self._rows = self._waiting, [], 0
             try:
-                for view, tables in self._writing.items():
-                    self._store.write(view, _batch(tables))
+                self._serve(self._writing)
             except BaseException as error:  # noqa: BLE001  # handed to the worker's thread, which raises it
                 with self._changed:
                     self._error = error
                     self._changed.notify_all()
                 return
             with self._changed:
-                self._writing = {}
+                self._writing = []
                 self._changed.notify_all()
 
+    def _serve(self, blocks: list[RowBlock]) -> None:
+        for declared, mine in _by_set(self._newest(blocks), self._sets):
+            for spec, _, table in to_tables(mine, declared):
+                self._store.write(View(declared, declared.windows[spec]), table.to_batches()[0])
 
-def _batch(tables: list[pa.Table]) -> pa.RecordBatch:
-    return pa.concat_tables(tables).combine_chunks().to_batches()[0]
+    def _newest(self, blocks: list[RowBlock]) -> list[RowBlock]:
+        return [newest(mine) for _, mine in _by_set(blocks, self._sets)]
 
-
-def _newest(tables: list[pa.Table]) -> pa.Table:
-    return pa.Table.from_batches([coalesce(_batch(tables))])
+    def _declared(self) -> list[list[object]]:
+        """What the rows of each set are of, JSON-able."""
+        return [[s.name, s.version, list(s.fields), [w.text for w in s.windows]] for s in self._sets.sets]

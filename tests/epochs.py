@@ -6,15 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+import numpy as np
 from hypothesis import strategies as st
 
+from operators.feature_sets import STATISTICS, FeatureSets
+from operators.records import RowBlock
 from stores.features.port import View
 from stores.writers import EPOCHS_MAX, Rows
-from tests.offline_rows import SENSORS, SPEC, rows
+from tests.offline_rows import HOUR, MIDNIGHT, SENSORS, SPEC
 
 Item = TypeVar("Item")
 Taken_contra = TypeVar("Taken_contra", contravariant=True)
 
+SETS = FeatureSets((SENSORS,))
 VIEW = View(SENSORS, SPEC)
 PLANS = st.lists(st.sampled_from(["write", "write", "epoch", "killed", "killed after the epoch"]), max_size=40)
 """What happens to a writer, step by step."""
@@ -81,6 +85,12 @@ class Engine(Generic[Item]):
             self.durable, self.pending = self.pending, None
 
 
-def hour_rows(number: int, *, entity: str = "e", final: bool = False) -> Rows:
-    """A row of its own hour, on one of three dates."""
-    return Rows(((VIEW, rows([f"{entity}{number % 5}"], hour=number * 7 % 60, content=number)),), final=final)
+def hour_rows(number: int, *, final: bool = False) -> Rows:
+    """A row of its own hour, on one of three dates; `number` is its count, and so in its hash."""
+    name = f"e{number % 5}".encode()
+    start = MIDNIGHT + number * 7 % 60 * HOUR
+    values = np.full((1, len(STATISTICS)), np.nan)
+    values[0, STATISTICS.index("count")] = number
+    place = np.array([[0, 0, start, start + HOUR]])
+    block = RowBlock(0, np.frombuffer(name, np.uint8).copy(), np.array([0, len(name)]), place, values)
+    return Rows((block,), final=final)

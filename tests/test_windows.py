@@ -7,16 +7,19 @@ import pickle
 from itertools import groupby
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from operators import rows
 from operators.feature_sets import FeatureSets, parse_feature_sets
 from operators.kernels import PANE, pane_join, pane_update, window_statistics
 from operators.records import RowBlock
-from operators.rows import hash_table, to_table
+from operators.rows import hash_table, to_tables
 from operators.shard import shard_keys, siphash13, split
 from operators.watermark import PartitionWatermark, Status
+from operators.window_loops import ROW_SPEC
 from operators.windows import Shard
 from tests import oracles
 from tests.oracles import Event
@@ -30,16 +33,17 @@ Key = tuple[str, int, str, str, int, int]
 def rows_of(blocks: list[RowBlock], sets: FeatureSets) -> dict[Key, dict[str, float | None]]:
     """Rows by key; a key that comes twice fails."""
     out: dict[Key, dict[str, float | None]] = {}
-    for block in blocks:
-        declared = sets.sets[block.set_index]
-        spec = declared.windows[block.spec_index]
-        table = to_table(block, declared)
-        assert (hash_table(table, declared, spec) == block.content_hash).all()
-        times = (block.window_start.tolist(), block.event_time.tolist())
-        for record, start, end in zip(table.to_pylist(), *times, strict=True):
-            key = (declared.name, declared.version, spec.folder, record["entity_id"], start, end)
-            assert key not in out
-            out[key] = {c: record[c] for c in declared.columns}
+    for index, declared in enumerate(sets.sets):
+        for spec_index, date, table in to_tables([b for b in blocks if b.set_index == index], declared):
+            spec = declared.windows[spec_index]
+            hashes = np.frombuffer(b"".join(table["content_hash"].to_pylist()), np.uint8).reshape(-1, 16)
+            assert (hash_table(table, declared, spec) == hashes).all()
+            times = (table[c].cast(pa.int64()).to_pylist() for c in ("window_start", "event_time"))
+            for record, start, end in zip(table.to_pylist(), *times, strict=True):
+                assert date == record["event_time"].date().isoformat()
+                key = (declared.name, declared.version, spec.folder, record["entity_id"], start, end)
+                assert key not in out
+                out[key] = {c: record[c] for c in declared.columns}
     return out
 
 
@@ -130,15 +134,29 @@ def test_statistics_equal_the_oracle(offset: float) -> None:
     check()
 
 
-def bits(done: Run) -> dict[tuple[int, int, bytes, int, int], bytes]:
+def bits(done: Run) -> dict[tuple[int, int, str, int, int], bytes]:
     """Content hash of each row by its key."""
-    return {
-        (b.set_index, b.spec_index, b.entity_data[o : b.entity_offsets[i + 1]].tobytes(), s, e): h.tobytes()
-        for b in done.blocks
-        for i, (o, s, e, h) in enumerate(
-            zip(b.entity_offsets, b.window_start.tolist(), b.event_time.tolist(), b.content_hash, strict=False)
-        )
-    }
+    out: dict[tuple[int, int, str, int, int], bytes] = {}
+    for index, declared in enumerate(done.sets.sets):
+        for spec, _, table in to_tables([b for b in done.blocks if b.set_index == index], declared):
+            start, end = (table[c].cast(pa.int64()).to_pylist() for c in ("window_start", "event_time"))
+            names, hashes = table["entity_id"].to_pylist(), table["content_hash"].to_pylist()
+            for name, s, e, content in zip(names, start, end, hashes, strict=True):
+                out[index, spec, name, s, e] = content
+    return out
+
+
+@given(logs(), st.integers(1, 5))
+def test_tables_of_any_size_hold_the_same_rows(log: list[Event], rows_max: int) -> None:
+    """Blocks that are cut or gathered into smaller tables lose nothing."""
+    done = run(log)
+    whole = rows_of(done.blocks, SETS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows, "_TABLE_ROWS", rows_max)
+        assert rows_of(done.blocks, SETS) == whole
+        for index, declared in enumerate(SETS.sets):
+            for _, _, table in to_tables([b for b in done.blocks if b.set_index == index], declared):
+                assert 1 <= table.num_rows <= rows_max
 
 
 @given(logs(), st.lists(st.integers(0, 60)), st.integers(0, 40))
@@ -197,7 +215,7 @@ def test_shards_together_are_one(log: list[Event], shards: int) -> None:
     batch = batch_of(log, SETS)
     mark = PartitionWatermark(BOUND)
     pieces = split(batch, mark.mark(batch.event_time), shards)
-    together: dict[tuple[int, int, bytes, int, int], bytes] = {}
+    together: dict[tuple[int, int, str, int, int], bytes] = {}
     for piece in pieces:
         each = Run([batch.partition])
         each.shard.push(pickle.loads(pickle.dumps(piece)), mark.tick(batch.partition, Status.ENDED), each.known)  # noqa: S301  # our own bytes
@@ -273,7 +291,7 @@ def test_room_for_rows_follows_the_time_span_not_the_events() -> None:
     done.feed([Event("p-0", i, "x", i * 10_000, 0, (("a", 1.0),)) for i in range(20_000)])
     done.end()
     assert max(len(each._room.place) for each in done.shard._sets) <= 1 << 13
-    assert sum(len(b) for b in done.blocks if b.set_index == 0 and b.spec_index == 1) == 200 + 1023
+    assert sum(int((b.place[:, ROW_SPEC] == 1).sum()) for b in done.blocks if b.set_index == 0) == 200 + 1023
 
 
 @given(logs(partitions=1), st.lists(st.floats(0, 4.9), min_size=60, max_size=60))

@@ -20,10 +20,16 @@ from operators.simd import PAD
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from numpy.typing import NDArray
+
     from dataflows.buses.port import PartitionReader, Position
 
 _SUFFIX = ".jsonl"
 _READ_BYTES = 16 << 20
+_READ_BYTES_MIN = 1 << 16
+_EVENT_BYTES = 256
+"""How long an event is thought to be before one was read."""
+
 _LINE_BYTES_MAX = 64 << 20
 _MARK_BYTES = 256
 
@@ -126,7 +132,8 @@ class FileReader:
         self._path = path
         self._partition = partition
         self._event_bytes_max = event_bytes_max
-        self._buffer = bytearray(1 << 20)
+        self._buffer = np.empty(0, np.uint8)
+        self._event_bytes = _EVENT_BYTES
         try:
             self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -146,7 +153,7 @@ class FileReader:
         size = self._size()
         if size == self._offset:
             return None
-        want = min(size - self._offset, _READ_BYTES, max(1 << 16, events_max * 1024))
+        want = min(size - self._offset, _READ_BYTES, max(_READ_BYTES_MIN, events_max * self._event_bytes))
         while True:
             data = self._read(want)
             read = len(data) - PAD
@@ -160,6 +167,7 @@ class FileReader:
             return None
         chunk = RawChunk(self._partition, data, starts, lengths, self._offset + starts)
         self._offset += consumed
+        self._event_bytes = consumed // len(starts) + 1
         self._mark = self._digest()
         return chunk
 
@@ -173,12 +181,13 @@ class FileReader:
             os.close(self._file)
             self._file = -1
 
-    def _read(self, size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    def _read(self, size: int) -> NDArray[np.uint8]:
         """Up to `size` bytes from the offset on, and PAD more without meaning, which the decoder may look at."""
         if len(self._buffer) < size + PAD:
-            self._buffer = bytearray(size + PAD)
-        count = os.preadv(self._file, [memoryview(self._buffer)[:size]], self._offset)
-        return np.frombuffer(self._buffer, np.uint8, count + PAD)
+            # Zeros of the system cost nothing until they are read into; powers of two, so that it rarely grows.
+            self._buffer = np.zeros(1 << (size + PAD).bit_length(), np.uint8)
+        count = os.preadv(self._file, [self._buffer[:size].data], self._offset)
+        return self._buffer[: count + PAD]
 
     def _size(self) -> int:
         """How long the file is. Raises ResumeError if it is no longer the one that was read."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -73,9 +74,13 @@ class ParquetOfflineStore:
         check_tables(writer, sequence, tables)
         name = FileName(writer, sequence)
         staging = self._layout.staging(writer)
-        written: list[Path] = []
+        written: list[Future[None]] = []
         rows, withheld, tokens = 0, Withheld(), []
-        with translated(f"staging rows of writer `{writer}` in `{self._layout.root}`"), ExitStack() as undo:
+        with (
+            translated(f"staging rows of writer `{writer}` in `{self._layout.root}`"),
+            ExitStack() as undo,
+            ThreadPoolExecutor(1, "sync") as beside,
+        ):
             self._claims.take(writer)
             changed = self._make_staging(staging)
             undo.callback(_remove_sequence, staging, name)
@@ -86,11 +91,12 @@ class ParquetOfflineStore:
                 withheld += back
                 if kept.num_rows:
                     _write(kept, self._layout.staged(token))
-                    written.append(self._layout.staged(token))
+                    written.append(beside.submit(fsync, self._layout.staged(token)))  # while the next is written
                     tokens.append(str(token))
                     rows += kept.num_rows
-            # Synced after all are written: one commit of the file system's journal then serves them all.
-            for path in (*written, staging, *changed):
+            for synced in written:
+                synced.result()
+            for path in (staging, *changed):
                 fsync(path)
             undo.pop_all()
         return Staged(tuple(tokens), rows, withheld)
@@ -270,7 +276,7 @@ def _write(table: pa.Table, path: Path) -> None:
         "compression": {name: "snappy" if name in repeating else "none" for name in table.column_names},
         "write_statistics": [name for name in STATISTICS if name in table.column_names],
     }
-    with path.open("wb") as file:
+    with pa.OSFile(str(path), "wb") as file:  # a file of Python's would be written under its lock
         pq.write_table(table, file, row_group_size=ROW_GROUP_ROWS, **options)
 
 

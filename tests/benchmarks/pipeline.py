@@ -179,9 +179,10 @@ def _timed(spent: dict[str, float]) -> Iterator[None]:
     """Put a clock round each stage; a stage's time is its own, without that of a stage inside it."""
     from dataflows import signal_flow
     from dataflows.buses.folder import FileReader
-    from operators import set_windows, windows
+    from operators import windows
     from operators.decode import Decoder
     from operators.watermark import PartitionWatermark
+    from stores import writers
     from stores.offline.parquet import ParquetOfflineStore
 
     places: list[tuple[Any, str, str]] = [
@@ -192,8 +193,7 @@ def _timed(spent: dict[str, float]) -> Iterator[None]:
         (windows.Shard, "push", "wait and order"),
         (windows, "in_order", "wait and order"),
         (windows.Shard, "advance", "windows"),
-        (set_windows, "finish_rows", "rows: hash and columns"),
-        (signal_flow, "to_table", "rows: hash and columns"),
+        (writers, "partitioned", "rows: hash and columns"),
         (ParquetOfflineStore, "stage", "Parquet"),
         (ParquetOfflineStore, "publish", "Parquet"),
     ]

@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from operators.errors import UnavailableError
+from operators.feature_sets import FeatureSets
 from stores import writers
 from stores.features.memory import MemoryFeatures
 from stores.features.port import View
 from stores.writers import OnlineWriter, Rows
-from tests.epochs import PLANS, VIEW, Engine, hour_rows
-from tests.offline_rows import rows
+from tests.epochs import PLANS, SETS, VIEW, Engine, hour_rows
+from tests.offline_rows import HOUR, MIDNIGHT
 
 
 def newest_hours(count: int) -> dict[str, int]:
@@ -32,7 +33,7 @@ def newest_hours(count: int) -> dict[str, int]:
 def served(store: MemoryFeatures) -> dict[str, int]:
     """Of each entity the hour of the row that is served."""
     found = store.read(VIEW, [f"e{i}" for i in range(5)])
-    first = rows(["x"]).column("event_time").cast(pa.int64())[0].as_py()
+    first = MIDNIGHT + HOUR
     return {row.entity_id: (row.event_time_us - first) // 3_600_000_000 for row in found if row is not None}
 
 
@@ -50,7 +51,7 @@ def test_the_newest_row_is_served_and_never_goes_back(plan: Sequence[str], ends:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writers, "_ONLINE_ROWS_MAX", rows_max)
         engine = Engine(
-            lambda resume: OnlineWriter(store, (VIEW,), resume),
+            lambda resume: OnlineWriter(store, SETS, resume),
             lambda number: replace(hour_rows(number), ended=number in ends),
         )
         before: dict[str, int] = {}
@@ -68,7 +69,7 @@ def test_the_newest_row_is_served_and_never_goes_back(plan: Sequence[str], ends:
 def test_at_the_end_of_a_log_all_rows_are_served_when_write_returns() -> None:
     """A run over a whole log is not over before its features are online."""
     store = features()
-    writer = OnlineWriter(store, (VIEW,), None)
+    writer = OnlineWriter(store, SETS, None)
     for number in range(20):
         writer.write(hour_rows(number))
     writer.write(Rows(ended=True))
@@ -96,7 +97,7 @@ class Slow(MemoryFeatures):
 def test_the_snapshot_holds_what_is_not_served_yet() -> None:
     """Rows that wait, and those that are just being written, come again after a restart; writing never blocks."""
     store = Slow()
-    writer = OnlineWriter(store, (VIEW,), None)
+    writer = OnlineWriter(store, SETS, None)
     writer.write(hour_rows(0))
     assert store.reached.wait(60)
     for number in range(1, 8):
@@ -104,7 +105,7 @@ def test_the_snapshot_holds_what_is_not_served_yet() -> None:
     state = writer.snapshot()
     assert served(store) == {}
     other = features()
-    resumed = OnlineWriter(other, (VIEW,), state)
+    resumed = OnlineWriter(other, SETS, state)
     resumed.drain()
     resumed.close()
     assert served(other) == newest_hours(8)
@@ -118,7 +119,7 @@ def test_a_store_that_hangs_does_not_hold_up_a_stop(monkeypatch: pytest.MonkeyPa
     """Closing waits a little and gives up: the rows are in the snapshot that was taken before."""
     monkeypatch.setattr(writers, "_CLOSE_S", 0.05)
     store = Slow()
-    writer = OnlineWriter(store, (VIEW,), None)
+    writer = OnlineWriter(store, SETS, None)
     writer.write(hour_rows(0, final=True))
     assert store.reached.wait(60)
     state = writer.snapshot()
@@ -127,22 +128,22 @@ def test_a_store_that_hangs_does_not_hold_up_a_stop(monkeypatch: pytest.MonkeyPa
     store.go.set()
     writer._thread.join(60)
     other = features()
-    resumed = OnlineWriter(other, (VIEW,), state)
+    resumed = OnlineWriter(other, SETS, state)
     resumed.drain()
     resumed.close()
     assert served(other) == served(store) == newest_hours(1)
 
 
-def test_rows_of_a_view_that_is_gone_are_left_out() -> None:
-    """A snapshot may hold rows of a view that is not declared any more; the others come again."""
+def test_rows_of_a_set_that_is_gone_are_left_out() -> None:
+    """A snapshot may hold rows of a set that is not declared any more; the others come again."""
     store = Slow()
-    writer = OnlineWriter(store, (VIEW,), None)
+    writer = OnlineWriter(store, SETS, None)
     writer.write(hour_rows(0))
     state = writer.snapshot()
     store.go.set()
     writer.close()
     other = features()
-    resumed = OnlineWriter(other, (), state)
+    resumed = OnlineWriter(other, FeatureSets(()), state)
     resumed.drain()
     resumed.close()
     assert served(other) == {}
@@ -158,7 +159,7 @@ class Away(MemoryFeatures):
 
 def test_a_failure_of_the_store_reaches_the_engine() -> None:
     """What the thread met is raised by the next call that the engine makes, and the rows stay in the snapshot."""
-    writer = OnlineWriter(Away(), (VIEW,), None)
+    writer = OnlineWriter(Away(), SETS, None)
     writer.write(hour_rows(0))
     with pytest.raises(UnavailableError, match="away"):
         writer.drain()
@@ -167,7 +168,7 @@ def test_a_failure_of_the_store_reaches_the_engine() -> None:
     state = writer.snapshot()
     writer.close()
     other = features()
-    resumed = OnlineWriter(other, (VIEW,), state)
+    resumed = OnlineWriter(other, SETS, state)
     resumed.drain()
     resumed.close()
     assert served(other) == newest_hours(1)

@@ -12,17 +12,13 @@ from dataflows.buses.memory import MemoryBus
 from stores import writers
 from stores.offline.memory import MemoryOfflineStore
 from stores.writers import EPOCHS_MAX, LogWriter, OfflineWriter, Rows, logged, staged_tokens
-from tests.epochs import PLANS, Engine, hour_rows
+from tests.epochs import PLANS, SETS, Engine, hour_rows
 from tests.offline_rows import published
 
 
 def seen(store: MemoryOfflineStore) -> list[int]:
     """The numbers of the visible rows, sorted; one that is there twice is in the list twice."""
-    return sorted(
-        int.from_bytes(content[:8], "little")
-        for _, table in store.scan()
-        for content in table["content_hash"].to_pylist()
-    )
+    return sorted(number for _, table in store.scan() for number in table["heat__count"].to_pylist())
 
 
 @pytest.fixture
@@ -37,7 +33,7 @@ def test_offline_rows_are_visible_once(plan: Sequence[str], finals: set[int]) ->
     """At every moment each row is visible at most once and only if its epoch is durable; in the end all are."""
     store = MemoryOfflineStore()
     engine = Engine(
-        lambda resume: OfflineWriter(store, "aa.w0", resume, durable=True, staged=True),
+        lambda resume: OfflineWriter(store, SETS, "aa.w0", resume, durable=True, staged=True),
         lambda number: hour_rows(number, final=number in finals),
     )
     for step in plan:
@@ -54,7 +50,7 @@ def test_offline_rows_are_visible_once(plan: Sequence[str], finals: set[int]) ->
 def test_what_a_durable_snapshot_has_staged_can_be_published_by_others(plan: Sequence[str]) -> None:
     """After the last run `staged_tokens` of its snapshot publish the rest, and doing so again changes nothing."""
     store = MemoryOfflineStore()
-    engine = Engine(lambda resume: OfflineWriter(store, "aa.w0", resume, durable=True, staged=True), hour_rows)
+    engine = Engine(lambda resume: OfflineWriter(store, SETS, "aa.w0", resume, durable=True, staged=True), hour_rows)
     for step in plan:
         engine.do(step)
     engine.writer.write(Rows(final=True))
@@ -72,7 +68,7 @@ def test_what_a_durable_snapshot_has_staged_can_be_published_by_others(plan: Seq
 def test_unstaged_offline_rows_are_never_lost(plan: Sequence[str]) -> None:
     """With EXACTLY_ONCE_SINK=0 rows are visible with their snapshot; after a kill some come again, none is missing."""
     store = MemoryOfflineStore()
-    engine = Engine(lambda resume: OfflineWriter(store, "aa.w0", resume, durable=True, staged=False), hour_rows)
+    engine = Engine(lambda resume: OfflineWriter(store, SETS, "aa.w0", resume, durable=True, staged=False), hour_rows)
     for step in plan:
         engine.do(step)
     engine.finish()
@@ -86,7 +82,7 @@ def test_unstaged_offline_rows_are_never_lost(plan: Sequence[str]) -> None:
 def test_without_durable_snapshots_closing_publishes(plan: Sequence[str]) -> None:
     """A run that remembers nothing has everything visible once it has ended well."""
     store = MemoryOfflineStore()
-    engine = Engine(lambda resume: OfflineWriter(store, "aa.w0", resume, durable=False, staged=True), hour_rows)
+    engine = Engine(lambda resume: OfflineWriter(store, SETS, "aa.w0", resume, durable=False, staged=True), hour_rows)
     for step in plan:
         engine.do(step)
     engine.writer.close()
@@ -96,7 +92,7 @@ def test_without_durable_snapshots_closing_publishes(plan: Sequence[str]) -> Non
 def test_small_files_wait_for_company() -> None:
     """Few rows wait for EPOCHS_MAX snapshots, many or final ones do not; meanwhile they are in the snapshot."""
     store = MemoryOfflineStore()
-    writer = OfflineWriter(store, "aa.w0", None, durable=True, staged=True)
+    writer = OfflineWriter(store, SETS, "aa.w0", None, durable=True, staged=True)
     writer.write(hour_rows(0))
     states = [writer.snapshot() for _ in range(EPOCHS_MAX)]
     assert [len(staged_tokens(state)) for state in states] == [0] * (EPOCHS_MAX - 1) + [1]
@@ -108,11 +104,11 @@ def test_small_files_wait_for_company() -> None:
 def test_rows_of_two_writers_do_not_mix() -> None:
     """Each writer publishes and discards its own; a restart of one leaves what the other has staged."""
     store = MemoryOfflineStore()
-    one, two = (OfflineWriter(store, f"aa.w{i}", None, durable=True, staged=True) for i in range(2))
+    one, two = (OfflineWriter(store, SETS, f"aa.w{i}", None, durable=True, staged=True) for i in range(2))
     one.write(hour_rows(0, final=True))
     two.write(hour_rows(1, final=True))
     state = one.snapshot(), two.snapshot()
-    OfflineWriter(store, "aa.w0", None, durable=True, staged=True)
+    OfflineWriter(store, SETS, "aa.w0", None, durable=True, staged=True)
     two.snapshot()
     assert seen(store) == [1]
     assert staged_tokens(state[0]) != staged_tokens(state[1])
