@@ -44,7 +44,9 @@ OLD_CHUNKS = """
 SELECT key, chunk, ordinal, "offset", length, page, heading FROM chunks JOIN chunk_texts USING (chunk)
 WHERE document = ? AND space = ?
 """
-LAST_CHUNK = "SELECT coalesce(max(chunk), 0) FROM chunks"
+LAST_CHUNK = """
+SELECT max((SELECT coalesce(max(chunk), 0) FROM chunks), (SELECT coalesce(max(chunk), 0) FROM chunk_texts))
+"""
 PUT_CHUNK = """
 INSERT INTO chunks (chunk, space, key, document, ordinal, "offset", length, page, text_hash)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
