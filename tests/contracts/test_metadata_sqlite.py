@@ -320,7 +320,7 @@ def test_hot_statements_use_an_index(store: SqliteMetadata, name: str) -> None:
     bound = dict.fromkeys(("after", "limit", "source"), "") if ":" in statement else [0] * statement.count("?")
     plan = store._file.connection.execute(f"EXPLAIN QUERY PLAN {statement}", bound)
     steps = [detail for *_, detail in plan]
-    assert [detail for detail in steps if detail.startswith("SCAN")] == []
+    assert [d for d in steps if d.startswith("SCAN") and d != "SCAN CONSTANT ROW"] == []
     assert name == "CHUNKS_OF" or not any("TEMP B-TREE" in detail for detail in steps)
 
 
