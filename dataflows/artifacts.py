@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from dataflows.document_wiring import cores, metadata_as_it_is, server_of, vectors_of
+from dataflows.document_wiring import cores, metadata_as_it_is, server_for_search, vectors_of
 from dataflows.search import open_for_search
 from operators.documents import doc_id
 from operators.errors import ConfigError, FatalError, UnavailableError
@@ -76,15 +76,22 @@ def write_artifact(
                 " `headrace documents --once` makes them"
             )
         embedder = opened.enter_context(
-            closing(open_for_search(space, settings.embeddings, server=server_of(settings), threads=cores()))
+            closing(open_for_search(space, settings.embeddings, server=server_for_search(settings), threads=cores()))
         )
         reader = opened.enter_context(closing(vectors_of(settings, space, embedder.dim).read()))
         rows = _Rows(metadata, reader, space, advanced)
         path = folder.resolve() / f"{NAME}.{form}"
-        digest = _write(rows, path, form)
+        try:
+            digest = _write(rows, path, form)
+        except ValueError as error:  # the space is there no more
+            raise _switched(space) from error
         runs = metadata.runs(1)
         run = runs[0].run if runs else ""
         return metadata.add_version(DatasetVersion(NAME, 0, form, str(path), rows.count, digest, run))
+
+
+def _switched(space: str) -> UnavailableError:
+    return UnavailableError(f"another model's chunks have replaced those of `{space}` meanwhile; write them again")
 
 
 class _Rows:
@@ -106,6 +113,8 @@ class _Rows:
                 self.count += 1
                 yield row
             self._advanced(done, documents)
+        if self._metadata.active_space() != self._space:
+            raise _switched(self._space)
 
     def _of_document(self, uri: str) -> list[Row]:
         """Its chunks at one moment. Raises UnavailableError if it changes again and again."""

@@ -36,7 +36,7 @@ def _group(help_text: str) -> typer.Typer:
 
 
 app = _group(
-    "Raw signals → windowed features, live and in batch, the same to the bit.\n\n"
+    "Raw signals → windowed features, live and in batch, the same to the bit; documents → chunks to search.\n\n"
     "Settings are environment variables; without any, everything stands in the folder ./data. README.md lists them."
     " Exit codes: 0 done, 1 failed, 2 bad use or settings."
 )
@@ -88,10 +88,10 @@ def demo(
         Path, typer.Option(help="Folder that everything is written to; emptied first if a demo made it.")
     ] = Path("data/demo"),
 ) -> None:
-    """Show the whole path on real sensor readings.
+    """Show both paths on real sensor readings and documents.
 
-    Runs them live and as batch, compares both bit for bit, brings features online with Feast, reads them back and
-    draws a picture. Needs no server and no setting.
+    Runs the readings live and as batch, compares both bit for bit, brings features online with Feast, reads them back
+    and draws a picture; indexes documents, asks them, and edits one. Needs no server and no setting.
     """
     from dataflows.demo.show import run_demo
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -128,7 +129,8 @@ def verify_documents(
     """Hold sources, ledger, chunks and vectors against each other.
 
     Names each difference, a line each, and counts them. Every document is read and cut into chunks anew, but none is
-    embedded, and nothing is changed. Exit code 1 if anything differs.
+    embedded, and nothing is changed. Exit code 1 if anything differs. While a run writes, what differs is looked at
+    twice, and only what differs both times counts.
 
     With --repair, what can be mended is: its documents are indexed anew, with the vectors that they have. If files of
     vectors are damaged, all vectors are removed and every text is embedded again. The exit code is that of a second
@@ -142,6 +144,9 @@ def verify_documents(
     settings = load_settings()
     with task_bar("verify", quiet=json) as advanced:
         look = look_at_documents(settings, advanced)
+        if look.differences and not repair:
+            again = {difference.place for difference in look_at_documents(settings, advanced).differences}
+            look = replace(look, differences=tuple(d for d in look.differences if d.place in again))
     records = [difference.record() for difference in look.differences]
     summary = look.record()
     if repair and records:
@@ -172,7 +177,7 @@ def backfill_documents(
 
     A row a chunk, by uri and ordinal, of what the index holds now: `headrace documents --once` brings it up to date
     before. The file comes whole, in the place of an older one. It is kept as a version of the dataset `documents`;
-    the same content is the same version.
+    the same content as in the newest version is that version.
     """
     from dataflows.artifacts import write_artifact
     from dataflows.config import load_settings

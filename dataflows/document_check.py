@@ -244,8 +244,12 @@ def _of_stores(settings: Settings, parts: DocumentParts, away: Mapping[str, str]
         said = f"searches are answered from `{active}`, not from `{parts.embedder.space}`, which the settings name"
         yield Difference("space", said)
     for space in spaces.values():
-        if space.state == "retired" and space.name != parts.embedder.space:
+        if space.name == parts.embedder.space:
+            continue
+        if space.state == "retired":
             yield Difference("leftover", f"the space `{space.name}` is retired, and not removed yet")
+        elif active == parts.embedder.space:
+            yield Difference("leftover", f"the space `{space.name}` was begun and given up; the next run removes it")
     for name in sorted(set(list_spaces(vectors_url(settings))) - spaces.keys() - {parts.embedder.space}):
         folder = folder_of(settings, name)
         yield Difference("leftover", f"no document knows of the vectors in `{folder}`; remove it unless others use it")

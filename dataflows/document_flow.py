@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import bytewax.operators as op
@@ -19,7 +20,9 @@ from dataflows.document_source import STEP, DocumentSource, DocumentSourcePlan, 
 from dataflows.embedding import Embedded, Embedding
 from dataflows.observability.events import DeadLettersOpened, DocumentsWritten, Failed, Refused, tell
 from dataflows.preparing import Prepared
+from dataflows.progress import status_of
 from operators.document_tasks import Passed
+from operators.errors import RetryableError
 from operators.shard import shard_keys
 from stores.index_writer import IndexChange, IndexWriter
 from stores.sinks import IndexSink
@@ -106,33 +109,38 @@ def _key(item: Prepared | Sweep, keys: tuple[str, ...]) -> str:
     return keys[0] if isinstance(item, Sweep) else keys[shard_of(item.task.doc_id, len(keys))]
 
 
-Batch = tuple[str, "list[Embedded] | Sweep"]
+Batch = tuple[str, "list[Embedded] | Sweep | RetryableError"]
 
 
 def _embedding(plan: DocumentPlan) -> Callable[[list[tuple[str, Prepared | Sweep]]], Iterable[Batch]]:
-    """The embedding step of one worker; it opens its reader with the first batch."""
+    """The embedding step of all workers; it opens its reader with the first batch.
+
+    An embedder that stays away is told behind the documents that were complete, which are paid for.
+    """
     opened: list[Embedding] = []
+    opening = Lock()
 
     def embed(items: list[tuple[str, Prepared | Sweep]]) -> Iterable[Batch]:
         try:
-            if not opened:
-                opened.append(
-                    Embedding(
-                        plan.embedder,
-                        plan.vectors.read(),
-                        plan.metadata,
-                        batch_max=plan.batch_max,
-                        patience=plan.patience,
-                        stop=plan.source.stop,
-                        now_us=lambda: time.time_ns() // 1000,
+            with opening:
+                if not opened:
+                    opened.append(
+                        Embedding(
+                            plan.embedder,
+                            plan.vectors.read(),
+                            plan.metadata,
+                            batch_max=plan.batch_max,
+                            patience=plan.patience,
+                            stop=plan.source.stop,
+                            now_us=lambda: time.time_ns() // 1000,
+                        )
                     )
-                )
-            done = opened[0].embed([item for _, item in items if isinstance(item, Prepared)])
+            done, away = opened[0].embed([item for _, item in items if isinstance(item, Prepared)])
         except Exception as error:
             failed("embed", "", error)
             raise
         sweeps: list[Batch] = [("", item) for _, item in items if isinstance(item, Sweep)]
-        return [*([("", done)] if done else []), *sweeps]
+        return [*([("", done)] if done else []), *sweeps, *([("", away)] if away is not None else [])]
 
     return embed
 
@@ -144,12 +152,15 @@ class _Writer:
         self._plan = plan
         self._index = IndexWriter(plan.vectors, plan.metadata, plan.dead_letters)
 
-    def write(self, batch: list[Embedded] | Sweep) -> None:
+    def write(self, batch: list[Embedded] | Sweep | RetryableError) -> None:
+        if isinstance(batch, RetryableError):
+            raise batch
         if isinstance(batch, Sweep):
             self._index.sweep()
             self._plan.progress.swept()
             return
-        self._index.write([IndexChange(e.prepared.change, e.prepared.letter, e.keys, e.vectors) for e in batch])
+        changes = [IndexChange(e.prepared.change, e.prepared.letter, e.keys, e.vectors) for e in batch]
+        self._plan.patience.call(lambda: self._index.write(changes))
         self._plan.progress.wrote(batch)
         _tell(batch)
 
@@ -165,7 +176,7 @@ def _tell(batch: list[Embedded]) -> None:
     redacted: Counter[str] = Counter()
     for one in batch:
         task, letter = one.prepared.task, one.prepared.letter
-        written[task.kind if letter is None else "dead", task.source] += 1
+        written[status_of(one.prepared), task.source] += 1
         redacted.update(one.prepared.redacted or {})
         if letter is not None:
             tell(Refused(letter.stage, letter.reason, letter.detail, task.source, letter.offset, None))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dataflows.document_flow import FLOW, SHARDS, build
-from dataflows.document_wiring import DocumentParts, DocumentRun, document_plan, open_parts
+from dataflows.document_wiring import DocumentParts, DocumentRun, document_plan, drop_retired, open_parts
 from dataflows.engine import Cluster, Engine, Job, bare_job, claimed, run_job, set_up
-from dataflows.observability.events import Stopped, tell
+from dataflows.observability.events import Failed, Stopped, tell, watch
 from dataflows.progress import Progress
+from operators.errors import HeadraceError
 
 if TYPE_CHECKING:
     from bytewax.dataflow import Dataflow
@@ -55,6 +57,7 @@ def run_documents(
 
         def flow(engine: Engine) -> Dataflow:
             del engine
+            drop_retired(settings, parts)
             ready = parts if mend is None else mend(parts)
             runs.append(DocumentRun.start(ready, sweep=mend is not None))
             plan = document_plan(
@@ -80,18 +83,30 @@ def bare_flow() -> Dataflow:
 def _bare(settings: Settings) -> Job:
     progress = Progress()
     opened = ExitStack()
+    failures: list[Failed] = []
+    watch(lambda event: failures.append(event) if isinstance(event, Failed) else None)
     parts = opened.enter_context(open_parts(settings))
     atexit.register(opened.close)
 
     def flow(engine: Engine) -> Dataflow:
         del engine
+        drop_retired(settings, parts)
         run = DocumentRun.start(parts)
-        # Whether the engine has failed is not to be learned here: a run that has left nothing open has ended well.
-        atexit.register(lambda: None if progress.open else run.end(parts, progress))
+        atexit.register(_end, run, parts, progress, failures)
         once = not settings.bus_follow
         return build(document_plan(settings, parts, run, progress, once=once, allow_mass_delete=False, away={}))
 
     return _job(settings, parts, flow)
+
+
+def _end(run: DocumentRun, parts: DocumentParts, progress: Progress, failures: Sequence[Failed]) -> None:
+    """At the end of the process nobody says how the engine has ended: well, if no step failed and nothing is open."""
+    if failures or progress.open:
+        return
+    try:
+        run.end(parts, progress)
+    except HeadraceError as error:
+        sys.stderr.write(f"headrace: the next run looks for leftovers of this one: {error}\n")
 
 
 def _job(settings: Settings, parts: DocumentParts, flow: Callable[[Engine], Dataflow]) -> Job:

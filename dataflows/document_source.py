@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 
+from dataflows.embedding import chunks_in
 from dataflows.observability.events import Failed, SourceAway, tell
 from dataflows.preparing import Prepared
 from dataflows.sources.discovery import Item, discover
@@ -39,7 +40,10 @@ _OPEN_BYTES_MAX = 256 << 20
 """… and bytes of those that are being prepared, unless a single one has more."""
 
 _BATCH_MAX = 32
-"""Documents that are handed on at once: they are embedded together."""
+"""Documents that are handed on at once, since they are embedded together …"""
+
+_BATCH_CHUNKS = 256
+"""… unless they have as many chunks before: what is embedded together is lost together in a crash."""
 
 _BUSY = timedelta(milliseconds=2)
 _RESTING = timedelta(milliseconds=100)
@@ -56,7 +60,8 @@ class DocumentSourcePlan:
 
     once: end when everything found is done. poll_s: seconds from one look to the next. sweep: whether a run before
     this one died. building: whether searches are answered from another space, which must keep what was renamed until
-    this one answers. finished: called when everything that a look found is done; whether there is more to do now.
+    this one answers. allow_mass_delete: in the first look. finished: called when everything that a look found is
+    done; whether there is more to do now.
     """
 
     sources: Sequence[Source]
@@ -102,6 +107,7 @@ class _Partition(StatefulSourcePartition["Prepared | Sweep", bytes]):
         self._look_at = time.monotonic()
         self._sweep = plan.sweep
         self._unnamed: set[str] = set()
+        self._allow_mass_delete = plan.allow_mass_delete
 
     def next_batch(self) -> list[Prepared | Sweep]:
         if self._plan.stop.is_set():
@@ -131,10 +137,12 @@ class _Partition(StatefulSourcePartition["Prepared | Sweep", bytes]):
             self._look_at_sources()
         self._submit()
         ready: list[Prepared | Sweep] = []
-        while self._coming and self._coming[0][1].done() and len(ready) < _BATCH_MAX:
+        chunks = 0
+        while self._coming and self._coming[0][1].done() and len(ready) < _BATCH_MAX and chunks < _BATCH_CHUNKS:
             task, future = self._coming.popleft()
             self._coming_bytes -= task.size_bytes
             ready.append(future.result())
+            chunks += len(chunks_in(future.result()))
         if ready or self._found is None or self._todo or self._coming or self._plan.progress.open:
             return ready
         if self._sweep:
@@ -143,6 +151,7 @@ class _Partition(StatefulSourcePartition["Prepared | Sweep", bytes]):
         if self._plan.sweep and not self._plan.progress.sweeps:
             return []
         found, self._found = self._found, None
+        self._allow_mass_delete = False
         more = self._plan.finished(found)
         self._look_at = time.monotonic() + (0.0 if more else self._plan.poll_s)
         return None if self._plan.once and not more else []
@@ -176,7 +185,7 @@ class _Partition(StatefulSourcePartition["Prepared | Sweep", bytes]):
             preparer.metadata.ledger(),
             preparer.stages.shape,
             limit_bytes=preparer.limit_bytes,
-            allow_mass_delete=plan.allow_mass_delete,
+            allow_mass_delete=self._allow_mass_delete,
         )
 
     def _submit(self) -> None:

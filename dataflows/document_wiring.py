@@ -14,13 +14,14 @@ from urllib.parse import quote
 from dataflows.document_flow import DocumentPlan
 from dataflows.document_source import DocumentSourcePlan
 from dataflows.embedders import open_embedder
-from dataflows.embedders.openai import OpenAIServer
+from dataflows.embedders.openai import OPENAI_URL, OpenAIServer
 from dataflows.engine import STOP
 from dataflows.extraction import Extraction
 from dataflows.preparing import Preparer, Stages
 from dataflows.sources import open_sources
 from dataflows.wiring import dead_letters_of
 from operators.chunk import Chunker
+from operators.errors import CorruptStoreError
 from operators.extract import ExtractLimits
 from stores.metadata import open_metadata
 from stores.patience import Patience
@@ -54,6 +55,12 @@ class DocumentParts:
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def server_for_search(settings: Settings) -> OpenAIServer | None:
+    """The server that may be asked for the model of another space; None if the settings name none."""
+    named = settings.embeddings == "openai" or settings.openai_api_key or settings.openai_base_url != OPENAI_URL
+    return server_of(settings) if named else None
 
 
 def server_of(settings: Settings) -> OpenAIServer:
@@ -154,6 +161,8 @@ class DocumentRun:
         clean = bool(last) and last[0].ended_us is not None and last[0].shape.partition("/")[2] == space
         ended = next((run for run in last if run.ended_us is not None), None)
         reshaped = ended is not None and ended.shape.partition("/")[0] != parts.stages.text_shape
+        if not sweep:
+            _check_vectors(parts)
         parts.metadata.add_space(space)
         run = DocumentRun(uuid.uuid4().hex[:12], sweep or not clean, reshaped)
         parts.metadata.start_run(run.name, started_us=_now_us(), shape=parts.stages.shape)
@@ -227,13 +236,32 @@ def document_plan(  # noqa: PLR0913  # what a run is made of, each once
 
 def switch_space(settings: Settings, parts: DocumentParts) -> None:
     """Let searches be answered from this space once it is complete; drop what it replaces. Safe to repeat."""
-    metadata = parts.metadata
-    if metadata.active_space() != parts.embedder.space and not metadata.activate(parts.embedder.space):
+    metadata, own = parts.metadata, parts.embedder.space
+    if metadata.active_space() != own and not metadata.activate(own):
         return
     for space in metadata.spaces():
-        if space.state == "retired":
+        if space.name != own:  # retired, or begun and given up
             drop_vectors(vectors_url(settings), space.name)
             metadata.drop_space(space.name)
+
+
+def drop_retired(settings: Settings, parts: DocumentParts) -> None:
+    """Finish what a run that died had begun: a space that was to go may have lost its vectors, but not its chunks."""
+    for space in parts.metadata.spaces():
+        if space.state == "retired":
+            drop_vectors(vectors_url(settings), space.name)
+            parts.metadata.drop_space(space.name)
+
+
+def _check_vectors(parts: DocumentParts) -> None:
+    """Raise CorruptStoreError if there are fewer vectors than chunks: somebody has removed them."""
+    named = next((space.chunks for space in parts.metadata.spaces() if space.name == parts.vectors.space), 0)
+    with closing(parts.vectors.read()) as reader:
+        if reader.count() < named:
+            raise CorruptStoreError(
+                f"the space `{parts.vectors.space}` has {named} chunks and only {reader.count()} vectors;"
+                " `headrace verify documents --repair` makes those that are missing"
+            )
 
 
 def _listed(text: str) -> tuple[str, ...]:

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from stores.vectors.port import VectorReader
 
 
+_RECENT_MAX = 8192
+"""Vectors that are remembered until they are in the index for certain."""
+
+
 @dataclass(frozen=True, slots=True)
 class Embedded:
     """What shall be written of one document, with a vector for each of its chunks.
@@ -40,10 +44,11 @@ class Embedded:
 
 
 class Embedding:
-    """Gives vectors to the chunks of many documents at a time. One worker's own.
+    """Gives vectors to the chunks of many documents at a time. Workers share it, one after the other.
 
     Content-addressed: a text that the space holds, in whatever document, is not embedded again, so that a rename,
-    a copy, another cut of the chunks or a crash before the acknowledgement cost nothing.
+    a copy, another cut of the chunks or a crash before the acknowledgement cost nothing. Neither is one that was
+    embedded lately and is still on its way into the space.
     """
 
     def __init__(  # noqa: PLR0913  # what it is made of, each once
@@ -65,17 +70,23 @@ class Embedding:
         self._patience = patience
         self._stop = stop
         self._now_us = now_us
+        self._recent: dict[str, NDArray[np.float32]] = {}
+        self._turn = threading.Lock()
 
-    def embed(self, batch: Sequence[Prepared]) -> list[Embedded]:
-        """The documents with their vectors, in order. Once `stop` is set, those that need a new vector are left out.
+    def embed(self, batch: Sequence[Prepared]) -> tuple[list[Embedded], RetryableError | None]:
+        """The documents with their vectors, in order, and why some that need a new vector are left out, if they are.
 
-        A document with a chunk that the embedder refuses becomes a dead letter. Raises RetryableError if the
-        embedder stays away longer than the patience lasts.
+        Left out without a reason once `stop` is set; with one if the embedder stays away longer than the patience
+        lasts. A document with a chunk that the embedder refuses becomes a dead letter.
         """
+        with self._turn:
+            return self._embed(batch)
+
+    def _embed(self, batch: Sequence[Prepared]) -> tuple[list[Embedded], RetryableError | None]:
         texts = {chunk.text_hash: chunk.text for prepared in batch for chunk in chunks_in(prepared)}
         known = self.kept(batch, texts)
         fresh = [name for name in texts if name not in known]
-        refused = self._make(fresh, texts, known)
+        refused, away = self._make(fresh, texts, known)
         out, unclaimed = [], set(fresh)
         for prepared in batch:
             names = [chunk.text_hash for chunk in chunks_in(prepared)]
@@ -88,7 +99,7 @@ class Embedding:
                 vectors = np.stack([known[name] for name in names]) if names else self._none
                 keys = np.array(chunk_keys(prepared.task.doc_id, names), np.uint64)
                 out.append(Embedded(prepared, keys, vectors, len(made)))
-        return out
+        return out, away
 
     def kept(self, batch: Sequence[Prepared], texts: Mapping[str, str]) -> dict[str, NDArray[np.float32]]:
         """By text hash, the vectors that the space holds: under the document's own keys, else under those of others.
@@ -106,6 +117,7 @@ class Embedding:
             self._embedder.space, [name for name in texts if name not in known]
         )
         self._take(list(elsewhere.values()), list(elsewhere), known)
+        known.update({name: self._recent[name] for name in texts if name not in known and name in self._recent})
         return known
 
     @property
@@ -119,8 +131,8 @@ class Embedding:
 
     def _make(
         self, fresh: Sequence[str], texts: Mapping[str, str], known: dict[str, NDArray[np.float32]]
-    ) -> dict[str, SkippableError]:
-        """Embed the fresh texts into `known`; return those that were refused."""
+    ) -> tuple[dict[str, SkippableError], RetryableError | None]:
+        """Embed the fresh texts into `known`; return those that were refused, and why it ended before the last."""
         refused: dict[str, SkippableError] = {}
         for start in range(0, len(fresh), self._batch_max):
             part = fresh[start : start + self._batch_max]
@@ -129,16 +141,16 @@ class Embedding:
                 break
             try:
                 vectors, errors = self._patience.call(lambda wanted=wanted: embed_each(self._embedder, wanted))  # type: ignore[misc]  # mypy cannot type a default of a lambda
-            except RetryableError:
-                if self._stop.is_set():
-                    break
-                raise
+            except RetryableError as error:
+                return refused, None if self._stop.is_set() else error
             for place, name in enumerate(part):
                 if place in errors:
                     refused[name] = errors[place]
                 else:
-                    known[name] = vectors[place]
-        return refused
+                    known[name] = self._recent[name] = vectors[place]
+        while len(self._recent) > _RECENT_MAX:
+            del self._recent[next(iter(self._recent))]
+        return refused, None
 
     def _refused(self, prepared: Prepared, error: SkippableError) -> Embedded:
         """The document without chunks, dead."""

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from stores.metadata.port import MetadataStore
     from stores.patience import Patience
 
+UNAVAILABLE = "unavailable"
+"""Reason of a letter whose document is tried again at each look."""
+
 _TITLE_CHARS = 200
 
 
@@ -91,7 +94,7 @@ class Preparer:
         try:
             content = self.patience.call(lambda: self.sources[task.source].read(task.uri, self.limit_bytes))
         except RetryableError as error:
-            return Prepared(task, None, self._letter(task, "fetch", "unavailable", error))
+            return Prepared(task, None, self._letter(task, "fetch", UNAVAILABLE, error))
         except SkippableError as error:
             gone = error.reason == VANISHED  # the next look at the sources tells what became of it
             return Prepared(task, None) if gone else self._refused(task, "", "fetch", error)
@@ -112,7 +115,7 @@ class Preparer:
         try:
             text = self.patience.call(lambda: self.stages.extraction.extract(content, task.uri))
         except RetryableError as error:
-            return Prepared(task, None, self._letter(task, "extract", "unavailable", error))
+            return Prepared(task, None, self._letter(task, "extract", UNAVAILABLE, error))
         except SkippableError as error:
             return self._refused(task, digest, "extract", error)
         return self._made(task, digest, text)
@@ -123,10 +126,19 @@ class Preparer:
         document = replace(
             self._document(task, digest),
             media_type=text.media_type,
-            title=_title(text, chunks, task.uri),
+            title=self._title(text, chunks, task.uri),
             metadata={**text.metadata, "redacted": counts} if counts else text.metadata,
         )
         return self._upsert(task, document, chunks, counts)
+
+    def _title(self, text: Text, chunks: tuple[Chunk, ...], uri: str) -> str:
+        """What the document says of itself, else its first heading, else the name of its file, redacted like a text."""
+        said = text.metadata.get("title")
+        if isinstance(said, str) and said.strip():
+            return said.strip()[:_TITLE_CHARS]
+        first = next((chunk.heading[0] for chunk in chunks if chunk.heading), "")
+        name = Text(unquote(basename(uri), errors="replace"), text.media_type)
+        return (first or redact(name, self.stages.redaction)[0].text)[:_TITLE_CHARS]
 
     def _document(self, task: Task, digest: str) -> Document:
         return Document(
@@ -173,11 +185,13 @@ class Preparer:
 def letter_of(task: Task, stage: str, reason: str, detail: str, now_us: int) -> DeadLetter:
     """The dead letter of a document: it holds where the document is, not what it says.
 
-    The same document with the same fingerprint, refused by the same stage, is the same letter.
+    The same document with the same fingerprint, refused by the same stage, is the same letter; so is one that could
+    not be had, whatever its fingerprint, for it is tried again at each look.
     """
+    place = task.uri if reason == UNAVAILABLE else f"{task.uri}\0{task.fingerprint}"
     original = {"uri": task.uri, "source": task.source, "fingerprint": task.fingerprint, "size_bytes": task.size_bytes}
     return DeadLetter(
-        letter_id=letter_id(task.source, f"{task.uri}\0{task.fingerprint}", 0, stage),
+        letter_id=letter_id(task.source, place, 0, stage),
         time_us=now_us,
         stage=stage,
         reason=reason,
@@ -188,12 +202,3 @@ def letter_of(task: Task, stage: str, reason: str, detail: str, now_us: int) -> 
         original=orjson.dumps(original),
         trace_id=None,
     )
-
-
-def _title(text: Text, chunks: tuple[Chunk, ...], uri: str) -> str:
-    """What the document says of itself, else its first heading, else the name of its file."""
-    said = text.metadata.get("title")
-    if isinstance(said, str) and said.strip():
-        return said.strip()[:_TITLE_CHARS]
-    first = next((chunk.heading[0] for chunk in chunks if chunk.heading), "")
-    return (first or unquote(basename(uri)))[:_TITLE_CHARS]

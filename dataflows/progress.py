@@ -11,6 +11,7 @@ from stores.metadata.records import Touch
 
 if TYPE_CHECKING:
     from dataflows.embedding import Embedded
+    from dataflows.preparing import Prepared
     from dataflows.sources.discovery import Work
 
 COUNTS = ("found", "added", "updated", "deleted", "renamed", "unchanged", "chunks", "embedded", "dead")
@@ -77,12 +78,17 @@ class Progress:
             return dict(self._counts)
 
     def _count(self, one: Embedded) -> None:
-        prepared = one.prepared
-        if prepared.letter is not None:
-            self._counts["dead"] += 1
-        elif isinstance(prepared.change, Touch):
-            self._counts["unchanged"] += prepared.task.kind == "updated"  # one that is relisted counts as it is
-        elif prepared.change is not None:
-            self._counts[prepared.task.kind] += 1
-        self._counts["chunks"] += len(chunks_in(prepared))
+        status = status_of(one.prepared)
+        if status != "vanished" and one.prepared.task.kind != "relisted":  # one that is relisted counts as it is
+            self._counts[status] += 1
+        self._counts["chunks"] += len(chunks_in(one.prepared))
         self._counts["embedded"] += one.made
+
+
+def status_of(prepared: Prepared) -> str:
+    """What became of a document: `dead`, `vanished` before it was read, `unchanged` after all, or what was asked."""
+    if prepared.letter is not None:
+        return "dead"
+    if prepared.change is None:
+        return "vanished"
+    return "unchanged" if isinstance(prepared.change, Touch) else prepared.task.kind

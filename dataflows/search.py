@@ -30,6 +30,9 @@ _WORDS_WEIGHT = 0.3
 _OVERFETCH = 8
 """How many times more vectors are asked for when too few of those found may be shown."""
 
+_REPEATS = 3
+"""How often a search that met chunks which are there no longer is made again: a commit may have come in between."""
+
 _STUB = re.compile(r"stub-([1-9]\d{0,4})")
 _OPENAI = re.compile(r"openai-(.+)-([1-9]\d{0,4})", re.DOTALL)
 _SHORTENED = "text-embedding-3"
@@ -77,27 +80,29 @@ def search(
     limit below 1, and what embedder and stores raise.
     """
     check_limit(limit)
-    if not query_words(query):
-        raise ConfigError(f"the query `{query}` holds no word; write letters or digits to search for")
+    check_query(query)
     space = metadata.active_space()
     if space is None:
         return []
     if embedder.space != space:
         raise ConfigError(f"searches are answered from the space `{space}`, not from `{embedder.space}`: embed in that")
-    depth = max(limit, _CANDIDATES)
-    by_words = {hit.key: hit.score for hit in metadata.search_text(space, query, limit=depth, uri_glob=uri_glob)}
-    # Only now, because vectors are written before metadata: those of the chunks above are there.
     reader.refresh()
-    if not reader.count() and not by_words:
+    if not reader.count() and not any(held.chunks for held in metadata.spaces() if held.name == space):
         return []
     vector = embedder.embed([query])[0]
     chunks = _Chunks(metadata, space, uri_glob)
-    cosines, records = _nearest(reader, chunks, vector, depth=depth, enough=limit)
-    unseen = [key for key in by_words if key not in cosines]
-    records |= chunks.records(unseen)
-    cosines |= _cosines(reader, vector, unseen)
-    hits = [_hit(score, records[key]) for key, score in _scores(cosines, by_words).items() if key in records]
-    return sorted(hits, key=lambda hit: (-hit.score, hit.uri, hit.offset))[:limit]
+    hits, whole = _found(metadata, reader, chunks, vector, query, limit)
+    for _ in range(_REPEATS):  # a document that changed in between is in neither of two looks
+        if whole:
+            break
+        hits, whole = _found(metadata, reader, chunks, vector, query, limit)
+    return hits
+
+
+def check_query(query: str) -> None:
+    """Raise ConfigError for a query without a word."""
+    if not query_words(query):
+        raise ConfigError(f"the query `{query}` holds no word; write letters or digits to search for")
 
 
 def open_for_search(space: str, kind: str, *, server: OpenAIServer | None, threads: int) -> Embedder:
@@ -125,41 +130,60 @@ def open_for_search(space: str, kind: str, *, server: OpenAIServer | None, threa
     )
 
 
+def _found(
+    metadata: MetadataStore, reader: VectorReader, chunks: _Chunks, vector: NDArray[np.float32], query: str, limit: int
+) -> tuple[list[SearchHit], bool]:
+    """The hits, all as the metadata stood at one moment, and whether every chunk met on the way stood in them then."""
+    depth = max(limit, _CANDIDATES)
+    found = metadata.search_text(chunks.space, query, limit=depth, uri_glob=chunks.uri_glob)
+    by_words = {hit.key: hit.score for hit in found}
+    reader.refresh()  # only now: vectors are written before metadata, so those of the chunks above are there
+    cosines, known = _nearest(reader, chunks, vector, depth=depth, enough=limit)
+    unseen = [key for key in by_words if key not in cosines]
+    cosines |= _cosines(reader, vector, unseen)
+    keys = [*cosines, *(key for key in by_words if key not in cosines)]
+    records = chunks.records(keys)
+    hits = [_hit(score, records[key]) for key, score in _scores(cosines, by_words).items() if key in records]
+    best = sorted(hits, key=lambda hit: (-hit.score, hit.uri, hit.offset))[:limit]
+    return best, known and len(records) == len(keys)
+
+
 class _Chunks:
     """The chunks of a space that may be shown: those the metadata know and whose uri the glob takes."""
 
     def __init__(self, metadata: MetadataStore, space: str, uri_glob: str | None) -> None:
-        self.filtered = uri_glob is not None
+        self.space = space
+        self.uri_glob = uri_glob
         self._metadata = metadata
-        self._space = space
         self._takes: Callable[[str], object] = uri_regex(uri_pattern("*" if uri_glob is None else uri_glob)).fullmatch
 
     def records(self, keys: Sequence[int]) -> dict[int, ChunkRecord]:
         """Those of the chunks with these keys that may be shown."""
-        found = self._metadata.chunks(self._space, keys)
+        found = self._metadata.chunks(self.space, keys)
         return {key: record for key, record in found.items() if self._takes(record.uri)}
 
     def keys(self) -> NDArray[np.uint64]:
         """The keys of all, uint64 (n,)."""
         names = [doc_id(known.uri) for known in self._metadata.ledger() if self._takes(known.uri)]
-        return np.array([c.key for name in names for c in self._metadata.chunks_of(name, self._space)], np.uint64)
+        return np.array([c.key for name in names for c in self._metadata.chunks_of(name, self.space)], np.uint64)
 
 
 def _nearest(
     reader: VectorReader, chunks: _Chunks, vector: NDArray[np.float32], *, depth: int, enough: int
-) -> tuple[dict[int, float], dict[int, ChunkRecord]]:
-    """Cosines and records by key of the chunks nearest to the query: `enough` of them or more, unless they are all.
+) -> tuple[dict[int, float], bool]:
+    """Cosines by key of the chunks nearest to the query, and whether the metadata knew every vector that was met.
 
-    First among the `depth` nearest vectors, then among more of them. Where a filter takes few of these, too, its chunks
-    are compared one by one instead.
+    They do but between two commits. `enough` chunks or more are given, unless they are all: first of the `depth`
+    nearest vectors, then of more. Where a filter takes few of these, too, its chunks are compared one by one instead.
     """
     asked, among = depth, None
     while True:
         near = reader.search(vector, asked, among=among)
         records = chunks.records([hit.key for hit in near])
         if len(records) >= enough or len(near) < asked or among is not None:
-            return {hit.key: hit.score for hit in near if hit.key in records}, records
-        if chunks.filtered and asked > depth:
+            whole = chunks.uri_glob is not None or len(records) == len(near)
+            return {hit.key: hit.score for hit in near if hit.key in records}, whole
+        if chunks.uri_glob is not None and asked > depth:
             asked, among = depth, chunks.keys()
         else:
             asked *= _OVERFETCH

@@ -83,9 +83,12 @@ class Chunker:
         above = _Above(headings)
         for begin, end in _parts(body, [heading.offset for heading in headings]):
             for place, piece in splitter.chunk_indices(body[begin:end]):
-                offset = begin + place
+                shown = piece.strip()  # Markdown may begin with a blank
+                if not shown:
+                    continue
+                offset = begin + place + len(piece) - len(piece.lstrip())
                 page = bisect_right(text.page_starts, offset) or None
-                chunks.append(Chunk(len(chunks), offset, piece, page, above.at(offset)))
+                chunks.append(Chunk(len(chunks), offset, shown, page, above.at(offset)))
         return chunks
 
 

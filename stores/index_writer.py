@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from operators.document_tasks import DOCUMENT_STAGES
 from operators.documents import doc_id
+from stores.deadletters.port import LetterFilter
 from stores.metadata.records import Change, Delete, Rename, Touch, Upsert
 from stores.vectors.port import shard_of
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from stores.vectors.port import VectorStore
 
 _PAGE = 50_000
+_LETTERS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,7 @@ class IndexWriter:
         self._dead_letters = dead_letters
         with ExitStack() as opened:
             self._writers = [opened.enter_context(closing(vectors.write(shard))) for shard in range(vectors.shards)]
+            self._reader = opened.enter_context(closing(vectors.read()))
             self._opened = opened.pop_all()
 
     def write(self, changes: Sequence[IndexChange]) -> None:
@@ -97,11 +101,13 @@ class IndexWriter:
         self._dead_letters.put([c.letter for c in changes if c.letter is not None])
         gone: list[tuple[int, NDArray[np.uint64]]] = []
         touched: set[int] = set()
+        self._reader.refresh()
         for change in changes:
             for document, wanted in _wanted(change):
                 shard = shard_of(document, self._vectors.shards)
                 had = self._keys_of(document)
-                fresh = ~np.isin(wanted, had)
+                # A key that is named and has a vector keeps it; one that was to go may still have one until then.
+                fresh = ~(np.isin(wanted, had) & self._reader.get(wanted)[1])
                 if fresh.any():
                     self._writers[shard].put(wanted[fresh], change.vectors[fresh])
                     touched.add(shard)
@@ -111,6 +117,15 @@ class IndexWriter:
         self._metadata.apply([c.change for c in changes if c.change is not None])
         for shard, keys in gone:
             self._writers[shard].delete(keys)
+        self._forget_letters([c for c in changes if c.change is not None and c.letter is None])
+
+    def _forget_letters(self, changes: Sequence[IndexChange]) -> None:
+        """A document that is good again, or gone, is refused no longer."""
+        if not self._dead_letters.count():
+            return
+        for uri in sorted({uri for change in changes for uri in _documents(change.change)}):
+            heads = self._dead_letters.list(LetterFilter(partition=uri), limit=_LETTERS)
+            self._dead_letters.drop([head.letter_id for head in heads if head.stage in DOCUMENT_STAGES])
 
     def _keys_of(self, document: str) -> NDArray[np.uint64]:
         return np.array([c.key for c in self._metadata.chunks_of(document, self._vectors.space)], np.uint64)

@@ -117,7 +117,7 @@ def _configure(connection: sqlite3.Connection) -> None:
     if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
         connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA secure_delete = ON")  # what is deleted may be personal: it is overwritten
+    connection.execute("PRAGMA secure_delete = ON")  # what is deleted may be personal: its pages are overwritten
     connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES_MAX}")
 
 

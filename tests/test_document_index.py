@@ -21,7 +21,7 @@ from operators.document_tasks import Task, TaskKind
 from operators.documents import Chunk, chunk_keys, content_hash, doc_id, memo_key
 from operators.embedders.port import Vectors
 from operators.embedders.stub import StubEmbedder
-from operators.errors import ConfigError, RetryableError, SkippableError, UnavailableError
+from operators.errors import ConfigError, SkippableError, UnavailableError
 from operators.records import DeadLetter
 from stores.deadletters import open_dead_letters
 from stores.index_writer import IndexChange, IndexWriter
@@ -29,7 +29,7 @@ from stores.metadata import MetadataStore, open_metadata
 from stores.metadata.records import Change, Delete, Document, Rename, Touch, Upsert
 from stores.patience import Patience
 from stores.vectors import open_vectors
-from stores.vectors.port import VectorStore
+from stores.vectors.port import VectorStore, shard_of
 
 DIM = 16
 SPACE = f"stub-{DIM}"
@@ -72,7 +72,7 @@ class Desk:
 
     def write(self, *batch: Prepared) -> None:
         """Embed the documents and write them."""
-        done = self.embedding.embed(batch)
+        done, _ = self.embedding.embed(batch)
         self.writer.write([IndexChange(e.prepared.change, e.prepared.letter, e.keys, e.vectors) for e in done])
 
     def keys(self) -> tuple[list[int], list[int]]:
@@ -121,11 +121,11 @@ def test_a_text_is_embedded_once_wherever_it_stands() -> None:
     """In a document twice, in two of a batch, in one that is stored; never more texts a call than are allowed."""
     with desk("memory") as made:
         first = [made_of(URIS[0], ["1", "2", "1"]), made_of(URIS[1], ["2", "3", "4"])]
-        assert [e.made for e in made.embedding.embed(first)] == [2, 2]
+        assert [e.made for e in made.embedding.embed(first)[0]] == [2, 2]
         assert made.embedder.calls == [["1", "2", "3"], ["4"]]
         made.write(*first)
         made.embedder.calls.clear()
-        again = made.embedding.embed([made_of(URIS[2], ["4", "3"]), made_of(URIS[0], ["5", "1"])])
+        again, _ = made.embedding.embed([made_of(URIS[2], ["4", "3"]), made_of(URIS[0], ["5", "1"])])
         assert [e.made for e in again] == [0, 1]
         assert made.embedder.calls == [["5"]]
 
@@ -133,12 +133,12 @@ def test_a_text_is_embedded_once_wherever_it_stands() -> None:
 def test_vectors_of_a_lost_attempt_are_found_again() -> None:
     """What was committed before the metadata knew of it stands under the document's own keys."""
     with desk("memory") as made:
-        [lost] = made.embedding.embed([made_of(URIS[0], ["1", "2"])])
+        [lost], _ = made.embedding.embed([made_of(URIS[0], ["1", "2"])])
         for shard in range(made.vectors.shards):
             made.writer._writers[shard].put(lost.keys, lost.vectors)
             made.writer._writers[shard].commit()
         made.embedder.calls.clear()
-        [found] = made.embedding.embed([made_of(URIS[0], ["2", "1", "3"])])
+        [found], _ = made.embedding.embed([made_of(URIS[0], ["2", "1", "3"])])
         assert (found.made, made.embedder.calls) == (1, [["3"]])
 
 
@@ -146,7 +146,7 @@ def test_a_refused_text_kills_its_document_alone() -> None:
     """Those that share its call, or its other texts, are embedded; the letter names the document and not the text."""
     with desk("memory") as made:
         batch = [made_of(URIS[0], ["1"]), made_of(URIS[1], ["refused", "1"], old=URIS[3]), made_of(URIS[2], ["2"])]
-        good, bad, other = made.embedding.embed(batch)
+        (good, bad, other), _ = made.embedding.embed(batch)
         assert (len(good.keys), len(bad.keys), len(other.keys)) == (1, 0, 1)
         assert isinstance(bad.prepared.change, Rename)
         assert bad.prepared.change.new.document.state == "dead"
@@ -162,18 +162,55 @@ def test_stop_leaves_out_what_is_not_embedded() -> None:
         made.embedder.calls.clear()
         made.stop.set()
         deletion = Prepared(task("deleted", URIS[3]), Delete(URIS[3]))
-        done = made.embedding.embed([made_of(URIS[1], ["1"]), made_of(URIS[2], ["1", "new"]), deletion])
+        done, _ = made.embedding.embed([made_of(URIS[1], ["1"]), made_of(URIS[2], ["1", "new"]), deletion])
         assert [e.prepared.task.uri for e in done] == [URIS[1], URIS[3]]
         assert made.embedder.calls == []
 
 
 def test_an_embedder_that_stays_away_is_told_of() -> None:
-    """It is called as often as the patience says, and then nothing of the batch is handed on."""
+    """It is called as often as the patience says; documents that need nothing new are handed on, and the reason."""
     with desk("memory") as made:
+        made.write(made_of(URIS[0], ["1"]))
         made.embedder.away = True
-        with pytest.raises(RetryableError):
-            made.embedding.embed([made_of(URIS[0], ["1"])])
-        assert len(made.embedder.calls) == 2
+        before = len(made.embedder.calls)
+        done, away = made.embedding.embed([made_of(URIS[1], ["2"]), made_of(URIS[2], ["1"])])
+        assert ([one.prepared.task.uri for one in done], type(away)) == ([URIS[2]], UnavailableError)
+        assert len(made.embedder.calls) == before + 2
+
+
+def test_a_text_on_its_way_is_not_embedded_again() -> None:
+    """What was embedded for one document and is not written yet serves the next one, as between two workers."""
+    with desk("memory") as made:
+        made.embedding.embed([made_of(URIS[0], ["1", "2"])])
+        (second,), _ = made.embedding.embed([made_of(URIS[1], ["2", "3"])])
+        assert second.made == 1
+
+
+def test_a_vector_that_somebody_removed_is_put_again() -> None:
+    """Where the metadata names a key whose vector is gone, writing the document brings it back."""
+    with desk("disk") as made:
+        made.write(made_of(URIS[0], ["1"]))
+        writer = made.writer._writers[shard_of(doc_id(URIS[0]), made.vectors.shards)]
+        writer.delete(np.array(made.keys()[0], np.uint64))
+        writer.commit()
+        assert made.keys()[1] == []
+        made.write(made_of(URIS[0], ["1"]))
+        _check(made, {URIS[0]: ["1"]})
+
+
+def test_the_letters_of_a_document_go_when_it_is_good_or_gone() -> None:
+    """Only its own, and only those of documents; what is refused again keeps them."""
+    with closing(open_dead_letters("memory:")) as letters, closing(open_metadata("memory:")) as metadata:
+        metadata.add_space(SPACE)
+        with closing(IndexWriter(open_vectors("memory:", SPACE, DIM), metadata, letters)) as writer:
+            letter = DeadLetter("id", 1, "fetch", "unavailable", "away", "s", URIS[0], 0, b"{}", None)
+            others = [replace(letter, letter_id="o", partition=URIS[1]), replace(letter, letter_id="d", stage="decode")]
+            nothing = (np.empty(0, np.uint64), np.empty((0, DIM), np.float32))
+            letters.put([letter, *others])
+            writer.write([IndexChange(Delete(URIS[0]), replace(letter, letter_id="again"), *nothing)])
+            assert letters.count() == 4
+            writer.write([IndexChange(Delete(URIS[0]), None, *nothing)])
+            assert {head.letter_id for head in letters.list()} == {"o", "d"}
 
 
 Texts = st.lists(st.sampled_from(["1", "2", "3", "4", "5"]), max_size=6)

@@ -149,7 +149,7 @@ class LogReader:
             if found is not None and found[0].sequence > self._next:
                 raise CorruptStoreError(
                     f"`{self.path}` is damaged at byte {self.end}, before its last commit; restore the store from"
-                    " a copy, or remove it and ingest again"
+                    " a copy, or remove it and run `headrace verify documents --repair`"
                 )
             place = rest.find(_MARK, place + 1)
 

@@ -92,7 +92,8 @@ class UsearchVectorStore:
             if found.get(name) != value:
                 raise ConfigError(
                     f"the vectors in `{self._path}` were made with {name} `{found.get(name)}`, the settings say"
-                    f" `{value}`; set it back, or remove the folder and ingest again"
+                    f" `{value}`; set it back, or remove the folder and run"
+                    " `headrace verify documents --repair`"
                 )
         return True
 

@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -47,28 +48,37 @@ def main() -> None:
     options.add_argument("--only-main", action="store_true", help="5,000 entities only, nothing else")
     options.add_argument("--only", choices=("signals", "documents"), help="one of the two paths")
     chosen = options.parse_args()
-    text = ""
+    parts: list[str] = []
+    for part in _parts(chosen):
+        sys.stdout.write(part)  # as it comes: a later part may fail
+        sys.stdout.flush()
+        parts.append(part)
+    if not (chosen.only_main or chosen.only) and chosen.events == options.get_default("events"):
+        RESULTS.write_text("".join(parts), encoding="utf-8")
+
+
+def _parts(chosen: argparse.Namespace) -> Iterator[str]:
     if chosen.only != "documents":
         with tempfile.TemporaryDirectory() as folder:
-            text += _report(Path(folder), chosen.events, chosen.repeat, only_main=chosen.only_main)
+            yield from _signals(Path(folder), chosen.events, chosen.repeat, only_main=chosen.only_main)
     if chosen.only != "signals" and not chosen.only_main:
-        text += measure_documents(repeat=chosen.repeat)
-    sys.stdout.write(text)
-    if not (chosen.only_main or chosen.only) and chosen.events == options.get_default("events"):
-        RESULTS.write_text(text, encoding="utf-8")
+        yield from measure_documents(repeat=chosen.repeat)
 
 
-def _report(folder: Path, events: int, repeat: int, *, only_main: bool) -> str:
+def _signals(folder: Path, events: int, repeat: int, *, only_main: bool) -> Iterator[str]:
     lines = [
         _line(folder, load, entities, events, repeat)
         for load in RATES
         for entities in (ENTITIES if not only_main else (5_000,))
     ]
-    text = _head(events, repeat) + _table(lines)
+    yield _head(events, repeat) + _table(lines)
     if only_main:
-        return text
-    text += _scaling(lines) + _workers(folder, events, repeat) + _state(folder, events) + _online()
-    return text + _stages(folder, events)
+        return
+    yield _scaling(lines)
+    yield _workers(folder, events, repeat)
+    yield _state(folder, events)
+    yield _online()
+    yield _stages(folder, events)
 
 
 def _line(folder: Path, load: str, entities: int, events: int, repeat: int) -> Line:

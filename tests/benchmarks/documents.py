@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from statistics import median
@@ -78,17 +78,20 @@ def pipeline(corpus: str, out: str, embeddings: str = "local") -> tuple[int, flo
     return record["embedded"] or record["unchanged"], time.perf_counter() - start
 
 
-def measure_documents(documents: int = 600, large: int = 2_000, repeat: int = 3) -> str:
-    """The section of RESULTS.md. documents: embedded by the local model. large: by the stub, to look again at them."""
+def measure_documents(documents: int = 600, large: int = 2_000, repeat: int = 3) -> Iterator[str]:
+    """The parts of RESULTS.md. documents: embedded by the local model. large: by the stub, to look again at them."""
     with TemporaryDirectory() as place:
         folder = Path(place)
-        text = _overhead(folder, documents, repeat) + _again(folder, large) + _stages(folder / "large")
+        yield _overhead(folder, documents, repeat)
+        yield _again(folder, large)
+        yield _stages(folder / "large")
     _say("vectors")
-    text += "\nThe index alone, chunks in four shards, a document of ten chunks changed again and again:\n\n"
-    text += measure_growth() + _redaction()
+    head = "\nThe index alone, chunks in four shards, a document of ten chunks changed again and again:\n\n"
+    yield head + measure_growth()
+    yield _redaction()
     _say("retrieval")
-    text += "\n### Retrieval: from a title to its own page\n\n"
-    return text + "\n".join(measure_retrieval(documents).markdown() for documents in SETS)
+    figures = "\n".join(measure_retrieval(documents).markdown() for documents in SETS)
+    yield "\n### Retrieval: from a title to its own page\n\n" + figures
 
 
 def _overhead(folder: Path, documents: int, repeat: int) -> str:
@@ -231,4 +234,4 @@ def _say(what: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(measure_documents())
+    sys.stdout.writelines(measure_documents())

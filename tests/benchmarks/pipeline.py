@@ -132,7 +132,8 @@ def _feature_rows(feature_set: Any, rows: int) -> Any:  # noqa: ANN401  # a reco
         "revision": pa.repeat(pa.scalar(0, pa.int32()), rows),
         "content_hash": pa.array([bytes(16)] * rows, pa.binary(16)),
     }
-    columns = [fixed.get(f.name, pa.array(values).cast(f.type, safe=False)) for f in schema]
+    drawn = pa.array(values)
+    columns = [fixed[f.name] if f.name in fixed else drawn.cast(f.type, safe=False) for f in schema]
     return pa.record_batch(columns, schema=schema)
 
 
