@@ -71,7 +71,7 @@ def headrace_pauses(paths: Sequence[str], report: str) -> tuple[int, float]:
 
     def state(self: signal_flow.WindowsLogic) -> bytes:
         data = plain_state(self)
-        sizes[id(self)] = len(data)
+        sizes[id(self)] = max(len(data), sizes.get(id(self), 0))
         return data
 
     SignalSlot.snapshot, SignalSlot.next_batch = snapshot, next_batch  # type: ignore[method-assign]  # watched
