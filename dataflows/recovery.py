@@ -37,6 +37,7 @@ _LOCK = "headrace.lock"
 _OTHERS = ("documents",)
 """Recovery folders of other flows, which stand in that of the first one."""
 
+_PAGE_BYTES = 32_768
 _WAIT_S = 60.0
 
 
@@ -132,6 +133,8 @@ class Recovery:
         _write_durably(draft, orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
         for leftover in self.folder.glob("part-*.sqlite3*"):
             leftover.unlink()
+        for part in range(PARTS):
+            _lay_pages(self.folder / f"part-{part}.sqlite3")
         init_db_dir(self.folder, PARTS)  # type: ignore[no-untyped-call]  # bytewax does not type it
         draft.rename(self.folder / _MANIFEST)
         fsync(self.folder)
@@ -190,6 +193,19 @@ def _open_all(folder: Path) -> Iterator[list[sqlite3.Connection]]:
         for database in databases:
             with closing(database):
                 database.rollback()
+
+
+def _lay_pages(path: Path) -> None:
+    """Make an empty database of large pages: the state of a shard is one value, which small ones cut into thousands.
+
+    Bytewax makes its tables in it. Nothing is synced yet: what it writes then is, and a file that is not whole is
+    made again, since the draft is still there.
+    """
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("PRAGMA synchronous = OFF")
+        database.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
+        database.execute("CREATE TABLE empty (x)")
+        database.execute("DROP TABLE empty")
 
 
 def _write_durably(path: Path, data: bytes) -> None:
