@@ -218,7 +218,7 @@ def test_vectors_that_are_older_than_the_metadata(place: DocumentPlace) -> None:
 
 
 def test_tracking_data_is_smaller_than_the_vectors(place: DocumentPlace) -> None:
-    """Ledger, chunks and full text of small chunks take less room than their vectors, snapshots next to none."""
+    """Ledger, chunks and full text of small chunks take less room than their vectors, and so do snapshots."""
     place.put_all({f"{i:03}.md": sections(*range(10 * i, 10 * i + 10), words=22) for i in range(100)})
     assert place.ingest()["chunks"] == 1000
     vectors = sum(path.stat().st_size for path in place.vectors_folder.rglob("*") if path.is_file())
@@ -227,7 +227,7 @@ def test_tracking_data_is_smaller_than_the_vectors(place: DocumentPlace) -> None
     with place.metadata():
         database = (place.root / "metadata.db").stat().st_size
     assert database - texts < vectors
-    assert recovery < vectors / 4
+    assert recovery < vectors  # a few large pages, however little they hold
 
 
 def test_a_reader_during_commits_sees_the_old_or_the_new_version(tmp_path: Path) -> None:
