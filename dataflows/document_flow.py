@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from threading import Lock
 from typing import TYPE_CHECKING
 
 import bytewax.operators as op
@@ -113,29 +112,23 @@ Batch = tuple[str, "list[Embedded] | Sweep | RetryableError"]
 
 
 def _embedding(plan: DocumentPlan) -> Callable[[list[tuple[str, Prepared | Sweep]]], Iterable[Batch]]:
-    """The embedding step of all workers; it opens its reader with the first batch.
+    """The embedding step of all workers.
 
     An embedder that stays away is told behind the documents that were complete, which are paid for.
     """
-    opened: list[Embedding] = []
-    opening = Lock()
+    embedding = Embedding(
+        plan.embedder,
+        plan.vectors.read(),
+        plan.metadata,
+        batch_max=plan.batch_max,
+        patience=plan.patience,
+        stop=plan.source.stop,
+        now_us=lambda: time.time_ns() // 1000,
+    )
 
     def embed(items: list[tuple[str, Prepared | Sweep]]) -> Iterable[Batch]:
         try:
-            with opening:
-                if not opened:
-                    opened.append(
-                        Embedding(
-                            plan.embedder,
-                            plan.vectors.read(),
-                            plan.metadata,
-                            batch_max=plan.batch_max,
-                            patience=plan.patience,
-                            stop=plan.source.stop,
-                            now_us=lambda: time.time_ns() // 1000,
-                        )
-                    )
-            done, away = opened[0].embed([item for _, item in items if isinstance(item, Prepared)])
+            done, away = embedding.embed([item for _, item in items if isinstance(item, Prepared)])
         except Exception as error:
             failed("embed", "", error)
             raise

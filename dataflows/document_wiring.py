@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from dataflows.sources.port import Source
     from operators.embedders.port import Embedder
     from stores.metadata.port import MetadataStore
+    from stores.metadata.records import Space
     from stores.vectors.port import VectorStore
 
 _FETCHERS = 8
@@ -239,18 +240,19 @@ def switch_space(settings: Settings, parts: DocumentParts) -> None:
     metadata, own = parts.metadata, parts.embedder.space
     if metadata.active_space() != own and not metadata.activate(own):
         return
-    for space in metadata.spaces():
-        if space.name != own:  # retired, or begun and given up
-            drop_vectors(vectors_url(settings), space.name)
-            metadata.drop_space(space.name)
+    _drop(settings, parts, [space for space in metadata.spaces() if space.name != own])  # or begun and given up
 
 
 def drop_retired(settings: Settings, parts: DocumentParts) -> None:
     """Finish what a run that died had begun: a space that was to go may have lost its vectors, but not its chunks."""
-    for space in parts.metadata.spaces():
-        if space.state == "retired":
-            drop_vectors(vectors_url(settings), space.name)
-            parts.metadata.drop_space(space.name)
+    _drop(settings, parts, [space for space in parts.metadata.spaces() if space.state == "retired"])
+
+
+def _drop(settings: Settings, parts: DocumentParts, spaces: Sequence[Space]) -> None:
+    """Vectors first: what is cut short is still known by the metadata, and done again."""
+    for space in spaces:
+        drop_vectors(vectors_url(settings), space.name)
+        parts.metadata.drop_space(space.name)
 
 
 def _check_vectors(parts: DocumentParts) -> None:

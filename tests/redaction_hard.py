@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from tests.redaction_set import labelled
+from collections import Counter
+
+from operators.redact_rules import find
+from tests.redaction_set import PERSONAL, labelled
 
 HARD = labelled("""
 Upgrade from version 1.2.3.4 to 1.2.3.5 first.
@@ -317,3 +320,14 @@ call stack depth 1048576
 fax: -
 """)
 """Versions, order numbers, hashes, dates, ISBNs, coordinates, prices, code …"""
+
+
+def judged() -> tuple[Counter[str], Counter[str], Counter[str]]:
+    """By kind, over the whole set: places found right to the character, places found, and places labelled."""
+    right, found, placed = Counter[str](), Counter[str](), Counter[str]()
+    for line in (*PERSONAL, *HARD):
+        guessed = {(one.kind, one.start, one.end) for one in find(line.text)}
+        found.update(kind for kind, _, _ in guessed)
+        placed.update(kind for kind, _, _ in line.spans)
+        right.update(kind for kind, _, _ in guessed & set(line.spans))
+    return right, found, placed

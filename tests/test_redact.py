@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -13,7 +12,7 @@ from operators.documents import Text
 from operators.errors import MissingExtraError
 from operators.redact import redact, redaction_shape
 from operators.redact_rules import find, luhn
-from tests.redaction_hard import HARD
+from tests.redaction_hard import HARD, judged
 from tests.redaction_set import PERSONAL, Labelled, parse
 
 PRECISION_LEAST = 0.98
@@ -23,12 +22,7 @@ HAS_PRESIDIO = importlib.util.find_spec("presidio_analyzer") is not None
 
 def test_precision_and_recall_on_the_labelled_set() -> None:
     """Of what is found at least 98 % is personal, of what is personal at least 95 % is found, to the character."""
-    right, found, labelled = Counter[str](), Counter[str](), Counter[str]()
-    for line in (*PERSONAL, *HARD):
-        guessed = {(one.kind, one.start, one.end) for one in find(line.text)}
-        found.update(kind for kind, _, _ in guessed)
-        labelled.update(kind for kind, _, _ in line.spans)
-        right.update(kind for kind, _, _ in guessed & set(line.spans))
+    right, found, labelled = judged()
     precision, recall = right.total() / found.total(), right.total() / labelled.total()
     lines = [
         f"{kind:12} {count:3}: precision {right[kind] / found[kind]:.3f}, recall {right[kind] / count:.3f}"

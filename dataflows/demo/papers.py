@@ -47,6 +47,13 @@ def write_papers(folder: Path) -> tuple[int, int]:
     return len(texts), len(licences)
 
 
+def readme_of(package: Distribution) -> str:
+    """What the package says of itself, from its metadata; blank if nothing."""
+    message = cast("Message", package.metadata)
+    payload = message.get_payload()
+    return payload if isinstance(payload, str) and payload.strip() else str(message.get("Description", ""))
+
+
 def _found(name: str) -> Distribution | None:
     try:
         return distribution(name)
@@ -57,11 +64,7 @@ def _found(name: str) -> Distribution | None:
 def _readme(name: str) -> str:
     """The beginning of the package's README, up to the end of a paragraph."""
     package = _found(name)
-    if package is None:
-        return ""
-    message = cast("Message", package.metadata)
-    payload = message.get_payload()
-    text = payload if isinstance(payload, str) and payload.strip() else str(message.get("Description", ""))
+    text = "" if package is None else readme_of(package)
     end = text.rfind("\n\n", 0, _README_CHARS) if len(text) > _README_CHARS else len(text)
     return text[:end].strip() + "\n" if text.strip() else ""
 

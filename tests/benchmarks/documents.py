@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -23,7 +22,6 @@ from operators.documents import Text, chunk_keys
 from operators.extract import ExtractLimits, PdfReader, extract
 from operators.normalise import normalise
 from operators.redact import redact
-from operators.redact_rules import find
 from stores.deadletters.memory import MemoryDeadLetters
 from stores.index_writer import IndexChange, IndexWriter
 from stores.metadata import open_metadata
@@ -34,8 +32,7 @@ from tests.benchmarks.retrieval import SETS, measure_retrieval
 from tests.benchmarks.texts import readmes, write_corpus
 from tests.benchmarks.vectors import measure_growth
 from tests.hostile_pdfs import honest
-from tests.redaction_hard import HARD
-from tests.redaction_set import PERSONAL
+from tests.redaction_hard import HARD, judged
 
 HERE = "tests.benchmarks.documents"
 _BATCH = 64
@@ -163,12 +160,7 @@ def _stages(corpus: Path) -> str:
 
 def _redaction() -> str:
     """Precision and recall on the labelled set, to the character."""
-    right, found, labelled = Counter[str](), Counter[str](), Counter[str]()
-    for line in (*PERSONAL, *HARD):
-        guessed = {(one.kind, one.start, one.end) for one in find(line.text)}
-        found.update(kind for kind, _, _ in guessed)
-        labelled.update(kind for kind, _, _ in line.spans)
-        right.update(kind for kind, _, _ in guessed & set(line.spans))
+    right, found, labelled = judged()
     text = (
         f"\nRedaction by rules, {labelled.total()} labelled places and {len(HARD)} lines of hard negatives (versions,"
         " order numbers, hashes, dates), places right to the character:\n\n"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from email.message import Message
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import cast
+
+from dataflows.demo.papers import readme_of
 
 _PARAGRAPHS = re.compile(r"\n\s*\n")
 _LEAST_CHARS = 600
@@ -16,9 +16,7 @@ def readmes() -> dict[str, str]:
     """By name of the package, its README; those that have one, in the order of their names."""
     found: dict[str, str] = {}
     for package in distributions():
-        message = cast("Message", package.metadata)
-        payload = message.get_payload()
-        text = payload if isinstance(payload, str) and payload.strip() else str(message.get("Description", ""))
+        text = readme_of(package)
         if text.strip():
             found[package.metadata["Name"]] = text
     return dict(sorted(found.items()))
