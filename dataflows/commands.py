@@ -14,7 +14,7 @@ from dataflows.batch import BatchPlan, run_batch
 from dataflows.display import progress_bar
 from dataflows.kernel_cache import drop_stale_kernels
 from dataflows.observability.logs import set_up_logs
-from dataflows.wiring import bus_of, dead_letters_of, features_of, offline_of
+from dataflows.wiring import dead_letters_of, features_of, local_bus_of, offline_of
 from operators.errors import ConfigError, CorruptStoreError
 from stores.deadletters.port import LetterFilter
 from stores.features.port import views_of
@@ -156,8 +156,14 @@ def replay_letters(settings: Settings, ids: Sequence[str] | None) -> int:
 
     Killed half-way, some are on the topic and still letters: replaying them again makes duplicates, which
     the flow drops. Two replays at once wait for each other, since the partition has one writer at a time.
+    Raises ConfigError if signals come from Kafka.
     """
-    bus = bus_of(settings)
+    if settings.kafka_brokers:
+        raise ConfigError(
+            "KAFKA_BROKERS is set, and this version cannot write to Kafka yet: `headrace dlq show ID --raw` gives"
+            " what to send again"
+        )
+    bus = local_bus_of(settings)
     topic = settings.topic_signals
     lock = settings.bus_dir / settings.topic_dlq / "replay.lock"
     with closing(dead_letters_of(settings)) as store, locked(lock):
@@ -183,7 +189,7 @@ def late_events(settings: Settings, *, limit: int) -> tuple[list[dict[str, objec
     """
     found: list[dict[str, object]] = []
     seen: set[object] = set()
-    for message in _messages(bus_of(settings), settings.topic_late):
+    for message in _messages(local_bus_of(settings), settings.topic_late):
         event = _late_event(message, settings.topic_late)
         if event["id"] not in seen and len(found) < limit:
             found.append(event)
