@@ -226,16 +226,19 @@ def delete_topic(address: str, topic: str) -> None:
     _until_listed(address, topic, listed=False)
 
 
-def produce(
-    address: str, topic: str, partition: int, messages: Sequence[bytes | None], keys: Sequence[bytes] | None = None
-) -> None:
-    """Append messages to a partition, in order, and wait until all are acknowledged. None is a tombstone."""
+def produce(address: str, topic: str, partition: int, messages: Sequence[bytes]) -> None:
+    """Append messages to a partition, in order, and wait until all are acknowledged."""
+    produce_all(address, topic, [(partition, message) for message in messages])
+
+
+def produce_all(address: str, topic: str, messages: Sequence[tuple[int, bytes]]) -> None:
+    """Append (partition, message), in order, and wait until all are acknowledged."""
     from confluent_kafka import Producer
 
     more = {"linger.ms": 5, "message.max.bytes": 8 << 20, "queue.buffering.max.messages": 1 << 20, "log_level": 0}
-    producer = Producer({"bootstrap.servers": address, "enable.idempotence": True, **more})
-    for i, message in enumerate(messages):
-        producer.produce(topic, value=message, key=None if keys is None else keys[i], partition=partition)
+    producer = Producer({"bootstrap.servers": address, "acks": "all", **more})
+    for partition, message in messages:
+        producer.produce(topic, value=message, partition=partition)
         producer.poll(0)
     assert producer.flush(60) == 0
 
