@@ -32,7 +32,7 @@ VERSION = "4.3.0"
 JAVA_MIN = 17
 STARTS_S = 60.0
 FETCH_S = 300.0
-POM = Path(__file__).with_name("kafka_pom.xml")
+POM = Path(__file__).with_name("kafka_server.pom.xml")
 
 _PROPERTIES = """
 process.roles=broker,controller

@@ -37,6 +37,9 @@ _DOUBT_S = 2.0
 
 _RETRY_S = 0.5
 _SURE_S = 1.0
+_SURE_AFTER_END_S = 0.1
+"""How old an answer about a topic may be; younger where a log has ended, since there it may have been made anew."""
+
 _MEMORY_KIB = 256 << 10
 _QUEUE_KIB = (1 << 10, 16 << 10)
 _LOOKUP_EVENTS = 64
@@ -171,9 +174,9 @@ class KafkaReader:
         if self._tap is None and not self._start(_WAIT_S):
             return self._chunk(nothing())
         assert self._tap is not None  # it has just been opened
-        self._check_id()
         taken = self._tap.take(events_max)
         if len(taken.offsets) > 0:
+            self._check_id(_SURE_AFTER_END_S if self._at_end else _SURE_S)
             self._offset = int(taken.offsets[-1]) + 1
             self._at_end = False
         if taken.eof is not None:
@@ -262,10 +265,17 @@ class KafkaReader:
             )
         self._topic_id = topic_id or self._topic_id
 
-    def _check_id(self) -> None:
-        known = self._bus.cluster.known(self._topic)
-        if known is not None:
-            self._adopt(known.topic_id)
+    def _check_id(self, age_s: float) -> None:
+        """Before messages are handed out: are they of the topic that was read? Raises ResumeError if not.
+
+        The brokers would serve another topic of the same name without a word, once it is long enough.
+        """
+        try:
+            topic = self._bus.cluster.topic(self._topic, age_s=age_s, wait_s=_WAIT_S)
+        except UnavailableError:
+            return  # the messages came before that
+        if topic is not None:
+            self._adopt(topic.topic_id)
 
     def _heed(self, errors: tuple[int, ...]) -> None:
         """What came in place of messages: reading stops until the partition has been looked at again."""
