@@ -15,7 +15,7 @@ from dataflows.display import progress_bar
 from dataflows.document_wiring import metadata_as_it_is
 from dataflows.kernel_cache import drop_stale_kernels
 from dataflows.observability.logs import set_up_logs
-from dataflows.wiring import bus_of, dead_letters_of, features_of, offline_of
+from dataflows.wiring import dead_letters_of, features_of, local_bus_of, offline_of
 from operators.document_tasks import DOCUMENT_STAGES
 from operators.documents import doc_id
 from operators.errors import ConfigError, CorruptStoreError
@@ -163,7 +163,12 @@ def replay_letters(settings: Settings, ids: Sequence[str] | None) -> int:
     makes duplicates, which the flow drops. Two replays at once wait for each other, since the partition has one writer
     at a time.
     """
-    bus = bus_of(settings)
+    if settings.kafka_brokers:
+        raise ConfigError(
+            "KAFKA_BROKERS is set, and this version cannot write to Kafka yet: `headrace dlq show ID --raw` gives"
+            " what to send again"
+        )
+    bus = local_bus_of(settings)
     topic = settings.topic_signals
     lock = settings.bus_dir / settings.topic_dlq / "replay.lock"
     with closing(dead_letters_of(settings)) as store, locked(lock):
@@ -201,7 +206,7 @@ def late_events(settings: Settings, *, limit: int) -> tuple[list[dict[str, objec
     """
     found: list[dict[str, object]] = []
     seen: set[object] = set()
-    for message in _messages(bus_of(settings), settings.topic_late):
+    for message in _messages(local_bus_of(settings), settings.topic_late):
         event = _late_event(message, settings.topic_late)
         if event["id"] not in seen and len(found) < limit:
             found.append(event)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -14,6 +15,9 @@ from operators.feature_sets import FeatureSets, parse_feature_sets
 from operators.shard import SHARDS_MAX
 
 _TOPIC = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+_BROKER = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
+_CREDENTIALS = re.compile(r"[^,/\s]*@")
+"""A user and a password before a host: they are not told to anybody."""
 
 
 class Settings(BaseSettings):
@@ -26,6 +30,28 @@ class Settings(BaseSettings):
     )
     bus_follow: bool = Field(
         True, description="1 = wait for more; 0 = stop at the end of the log and close all windows."
+    )
+    kafka_brokers: str = Field(
+        "",
+        description="Signals come from this Kafka: `host:port` with commas between; empty = from BUS_DIR.",
+    )
+    kafka_offset_reset: Literal["error", "earliest", "latest"] = Field(
+        "error",
+        description="If Kafka has deleted what was to be read next: error = stop; earliest, latest = go on without it.",
+    )
+    kafka_security_protocol: Literal["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"] = Field(
+        "plaintext", description="How Kafka is spoken to: in the clear, through TLS, with a user, or both."
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "SCRAM-SHA-512", description="How the user is proved."
+    )
+    kafka_username: str = Field("", description="The user.")
+    kafka_password: SecretStr | None = Field(None, description="Its password.")
+    kafka_ca_file: Path | None = Field(
+        None, description="PEM file of the authorities that sign the brokers' certificates, if the system's do not."
+    )
+    kafka_config: SecretStr | None = Field(
+        None, description="Further properties of librdkafka, `name=value` with commas between."
     )
     topic_signals: str = Field("signals", pattern=_TOPIC, description="Topic that signals are read from.")
     topic_late: str = Field("late", pattern=_TOPIC, description="Topic that late events go to.")
@@ -160,6 +186,28 @@ class Settings(BaseSettings):
             raise ValueError(f"{said}: they must differ, or the flow would read what it writes")
         return self
 
+    @field_validator("kafka_brokers")
+    @classmethod
+    def _brokers(cls, value: str) -> str:
+        brokers = [part.strip() for part in value.split(",")]
+        if value and not all(_BROKER.fullmatch(broker) for broker in brokers):
+            raise ValueError("must be `host:port` with commas between")
+        return ",".join(brokers)
+
+    @field_validator("kafka_config")
+    @classmethod
+    def _pairs(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not all("=" in part for part in _properties(value.get_secret_value())):
+            raise ValueError("must be `name=value` with commas between")
+        return value
+
+    @property
+    def kafka_extra(self) -> dict[str, str]:
+        """The properties in KAFKA_CONFIG; they may be secret."""
+        text = "" if self.kafka_config is None else self.kafka_config.get_secret_value()
+        pairs = [part.partition("=") for part in _properties(text)]
+        return {name.strip(): value.strip() for name, _, value in pairs}
+
     @property
     def watermark_us(self) -> int:
         """WATERMARK_SECONDS in microseconds."""
@@ -204,10 +252,20 @@ def load_settings(**overrides: object) -> Settings:
         raise ConfigError(f"settings are wrong: {wrong}") from error
 
 
+def _properties(text: str) -> list[str]:
+    """`name=value` each; a comma in a value is one that no further `name=` follows."""
+    return [part for part in re.split(r",\s*(?=[a-z][a-z0-9._-]*\s*=)", text.strip().strip(",")) if part]
+
+
 def _complaint(place: tuple[int | str, ...], value: object, message: str) -> str:
     text = message.removeprefix("Value error, ")
     text = text[:1].lower() + text[1:] if text.startswith("Input") else text
-    return f"{str(place[0]).upper()} is `{value}`: {text}" if place else text
+    if not place:
+        return text
+    name = str(place[0])
+    secret = SecretStr in get_args(Settings.model_fields[name].annotation)
+    shown = "wrong (it is secret and not shown)" if secret else f"`{_CREDENTIALS.sub('…@', str(value))}`"
+    return f"{name.upper()} is {shown}: {text}"
 
 
 def _written(default: object) -> str:

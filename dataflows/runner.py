@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from dataflows.engine import Cluster, Engine, Job, bare_job, claimed, run_job, set_up
 from dataflows.observability.events import Stopped, tell
 from dataflows.signal_flow import FLOW, build
 from dataflows.summary import Summary, summary_of
-from dataflows.wiring import bus_of, identity_of, offline_of, signal_plan
+from dataflows.wiring import bus_of, identity_of, local_bus_of, offline_of, signal_plan
 from stores.writers import logged, staged_tokens
 
 if TYPE_CHECKING:
     from bytewax.dataflow import Dataflow
 
+    from dataflows.buses.port import Bus
     from dataflows.config import Settings
     from dataflows.recovery import Recovery
 
@@ -26,8 +28,7 @@ def run_signals(settings: Settings, cluster: Cluster) -> Summary:
     """
     set_up(settings)
     sets = settings.feature_sets()
-    job = signals_job(settings)
-    with claimed(job, cluster) as (recovery, lineage):
+    with closing(bus_of(settings)) as bus, claimed(job := signals_job(settings, bus), cluster) as (recovery, lineage):
         before = summary_of(recovery, sets)
         run_job(job, recovery, lineage, settings, cluster)
         done = summary_of(recovery, sets).since(before)
@@ -35,20 +36,20 @@ def run_signals(settings: Settings, cluster: Cluster) -> Summary:
         return done
 
 
-def signals_job(settings: Settings) -> Job:
-    """The signal path as it is run."""
+def signals_job(settings: Settings, bus: Bus) -> Job:
+    """The signal path as it is run. bus: where signals come from."""
     sets = settings.feature_sets()
 
     def flow(engine: Engine) -> Dataflow:
-        return build(signal_plan(settings, sets, engine))
+        return build(signal_plan(settings, sets, engine, bus))
 
     return Job(
         name=FLOW,
         folder=settings.recovery_dir,
         identity=identity_of(settings, sets),
         described={
-            "bus": f"{settings.bus_dir}/{settings.topic_signals}",
-            "partitions": len(bus_of(settings).partitions(settings.topic_signals)),
+            "bus": f"{settings.kafka_brokers or settings.bus_dir}/{settings.topic_signals}",
+            "partitions": len(bus.partitions(settings.topic_signals)),
         },
         build=flow,
         settle=lambda recovery, lineage: settle(recovery, settings, lineage),
@@ -60,7 +61,7 @@ def settle(recovery: Recovery, settings: Settings, lineage: str) -> None:
     offline = offline_of(settings)
     for state in recovery.states(f"{FLOW}.offline").values():
         offline.publish(staged_tokens(state))
-    bus = bus_of(settings)
+    bus = local_bus_of(settings)
     for state in recovery.states(f"{FLOW}.late").values():
         at, messages = logged(state)
         bus.append(settings.topic_late, lineage, messages, at=at)
@@ -74,4 +75,4 @@ def bare_flow() -> Dataflow:
     """
     from dataflows.config import load_settings
 
-    return bare_job(load_settings, signals_job)
+    return bare_job(load_settings, lambda settings: signals_job(settings, bus_of(settings)))

@@ -28,6 +28,7 @@ from stores.writers import OfflineWriter, Rows
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from dataflows.buses.port import WritableBus
     from operators.feature_sets import FeatureSets
     from operators.records import DeadLetter, RowBlock, SignalBatch
     from operators.watermark import Tick
@@ -51,6 +52,7 @@ class SignalPlan:
 
     source: SourcePlan
     shards: int
+    late_bus: WritableBus
     topic_late: str
     offline: OfflineStore
     features: Features | None
@@ -121,7 +123,7 @@ class WindowsLogic(StatefulBatchLogic["Share", "Closed", bytes]):
 
 def build(plan: SignalPlan) -> Dataflow:
     """Lay the flow. Step names are frozen: Bytewax silently drops the state of a renamed one."""
-    source, bus = plan.source, plan.source.bus
+    source = plan.source
     keys = shard_keys(plan.shards)
     flow = Dataflow(FLOW)
     tell(DeadLettersOpened(plan.dead_letters.count))
@@ -138,7 +140,7 @@ def build(plan: SignalPlan) -> Dataflow:
     late = op.merge("late_events", late_there, late_here)
 
     def append(messages: list[bytes], at: int) -> int:
-        return bus.append(plan.topic_late, plan.lineage, messages, at=at)
+        return plan.late_bus.append(plan.topic_late, plan.lineage, messages, at=at)
 
     op.output("late", late, LogSink(append, failed, durable=plan.durable))
 

@@ -39,6 +39,7 @@ _FIRST_EVENTS_MAX = 4096
 _AHEAD_US_MIN = 60_000_000
 _LISTING_S = 1.0
 _IDLE_POLL = timedelta(milliseconds=20)
+_WAITING_POLL = timedelta(milliseconds=2)
 _EPOCHS_TO_SETTLE = EPOCHS_MAX + 2
 """Epochs of silence in which ticks go on, so that the writers' last rows are staged and then published."""
 
@@ -110,6 +111,7 @@ class Feed:
         self.intake = Intake(partition, decoder, plan.bound_us, state)
         self.status = Status.LIVE
         self.caught_up = False
+        self.waits = False
         self.silent_since: float | None = None
         self.waiting_events = 0
 
@@ -168,8 +170,10 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
 
     def next_awake(self) -> datetime | None:
         """Come back at once while there is something to read, else soon."""
-        busy = not all(f.caught_up for f in self._feeds.values()) or self._tick_due
-        return None if busy else datetime.now(UTC) + _IDLE_POLL
+        behind = [f for f in self._feeds.values() if not f.caught_up]
+        if self._tick_due or not all(f.waits for f in behind):
+            return None
+        return datetime.now(UTC) + (_WAITING_POLL if behind else _IDLE_POLL)
 
     def snapshot(self) -> bytes:
         """Positions and watermarks of all partitions of the slot."""
@@ -226,6 +230,10 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
             self._at = feed
             chunk = feed.reader.poll(allowed)
             feed.caught_up = chunk is None
+            feed.waits = chunk is not None and len(chunk.lengths) == 0
+            if feed.waits:
+                feed.silent_since = None  # nobody knows whether it is silent
+                continue
             if chunk is None and not self._plan.follow:
                 return self._turn([feed], Status.ENDED, "ended")
             pieces = [] if chunk is None else [self._take(feed, chunk)]

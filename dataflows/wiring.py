@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from dataflows.buses import open_bus
+from dataflows.buses import open_bus, open_writable_bus
 from dataflows.engine import STOP
 from dataflows.signal_flow import FLOW, OFFLINE_WRITERS, SignalPlan
 from dataflows.signal_source import SLOTS, SourcePlan
@@ -19,7 +19,7 @@ from stores.offline import open_offline
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dataflows.buses.port import Bus
+    from dataflows.buses.port import Bus, WritableBus
     from dataflows.config import Settings
     from dataflows.engine import Engine
     from operators.feature_sets import FeatureSets
@@ -29,8 +29,33 @@ if TYPE_CHECKING:
 
 
 def bus_of(settings: Settings) -> Bus:
-    """The bus that signals come from."""
-    return open_bus(f"folder:{settings.bus_dir}", event_bytes_max=settings.event_bytes_max)
+    """The bus that signals come from: Kafka if KAFKA_BROKERS are set, else the folder."""
+    if not settings.kafka_brokers:
+        return local_bus_of(settings)
+    return open_bus(
+        f"kafka:{settings.kafka_brokers}",
+        event_bytes_max=settings.event_bytes_max,
+        properties=kafka_properties(settings),
+        offset_reset=settings.kafka_offset_reset,
+    )
+
+
+def local_bus_of(settings: Settings) -> WritableBus:
+    """The bus in BUS_DIR, which late events go to wherever signals come from."""
+    return open_writable_bus(f"folder:{settings.bus_dir}", event_bytes_max=settings.event_bytes_max)
+
+
+def kafka_properties(settings: Settings) -> dict[str, str]:
+    """What librdkafka is told besides the brokers: security first, KAFKA_CONFIG on top. Holds secrets."""
+    password = settings.kafka_password
+    named = {
+        "security.protocol": settings.kafka_security_protocol,
+        "sasl.mechanism": settings.kafka_sasl_mechanism if "sasl" in settings.kafka_security_protocol else None,
+        "sasl.username": settings.kafka_username or None,
+        "sasl.password": None if password is None else password.get_secret_value(),
+        "ssl.ca.location": None if settings.kafka_ca_file is None else str(settings.kafka_ca_file),
+    }
+    return {name: value for name, value in named.items() if value is not None} | settings.kafka_extra
 
 
 def offline_of(settings: Settings) -> OfflineStore:
@@ -68,6 +93,7 @@ def identity_of(settings: Settings, sets: FeatureSets) -> dict[str, object]:
     """What a recovery folder belongs to: with anything of this changed its state would be wrong."""
     return {
         "flow": FLOW,
+        **({"bus": "kafka"} if settings.kafka_brokers else {}),
         "TOPIC_SIGNALS": settings.topic_signals,
         "TOPIC_LATE": settings.topic_late,
         "EXACTLY_ONCE_SINK": settings.exactly_once_sink,
@@ -79,10 +105,10 @@ def identity_of(settings: Settings, sets: FeatureSets) -> dict[str, object]:
     }
 
 
-def signal_plan(settings: Settings, sets: FeatureSets, engine: Engine) -> SignalPlan:
-    """Open everything that the signal path is made of."""
+def signal_plan(settings: Settings, sets: FeatureSets, engine: Engine, bus: Bus) -> SignalPlan:
+    """Open everything that the signal path is made of. bus: where signals come from."""
     source = SourcePlan(
-        bus=bus_of(settings),
+        bus=bus,
         topic=settings.topic_signals,
         sets=sets,
         bound_us=settings.watermark_us,
@@ -96,6 +122,7 @@ def signal_plan(settings: Settings, sets: FeatureSets, engine: Engine) -> Signal
     return SignalPlan(
         source=source,
         shards=settings.signal_shards,
+        late_bus=local_bus_of(settings),
         topic_late=settings.topic_late,
         offline=offline_of(settings),
         features=features_of(settings, sets),

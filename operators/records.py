@@ -31,6 +31,8 @@ class RawChunk:
     partition: its name on the bus.
     data: uint8; message i is data[starts[i]:starts[i] + lengths[i]], without line end.
     starts, lengths, offsets: int64 (n,); offset is the position in the log, strictly rising.
+    timestamps: int64 (n,), milliseconds since the Unix epoch at which the bus took the message, -1 where it did not
+        note that; None for a bus that notes none.
     """
 
     partition: str
@@ -38,6 +40,7 @@ class RawChunk:
     starts: NDArray[np.int64]
     lengths: NDArray[np.int64]
     offsets: NDArray[np.int64]
+    timestamps: NDArray[np.int64] | None = None
 
     def message(self, index: int) -> bytes:
         """The original bytes of message `index`."""

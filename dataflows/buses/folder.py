@@ -112,6 +112,9 @@ class FolderBus:
             raise FatalError(f"`{path}` cannot be written: {error.strerror}; free space or mend the folder") from error
         return at + len(data)
 
+    def close(self) -> None:
+        """See Bus. Files are open only while they are used."""
+
     def _path(self, topic: str, partition: str) -> Path:
         if not partition or "/" in partition or partition.startswith(".") or "\0" in partition:
             raise ConfigError(f"partition `{partition}` cannot be the name of a file")

@@ -53,6 +53,9 @@ class MemoryBus:
             self._logs.setdefault((topic, partition), [])[at : at + len(messages)] = messages
         return at + len(messages)
 
+    def close(self) -> None:
+        """See Bus. Nothing to let go of."""
+
 
 class _MemoryReader:
     def __init__(self, partition: str, log: list[bytes], offset: int) -> None:

@@ -17,15 +17,16 @@ class PartitionReader(Protocol):
     """Reads one partition forwards. Not thread-safe."""
 
     def poll(self, events_max: int) -> RawChunk | None:
-        """Return the next 1 to `events_max` messages, or None at the end of the log for now.
+        """Return the next messages, `events_max` at most, or None at the end of the log for now.
 
-        Does not block. The chunk's arrays are valid until the next poll. Raises ResumeError if the log
-        has shrunk or was replaced.
+        A chunk of no messages: some may be on their way, or it cannot be known now whether there are any. Does not
+        block. The chunk's arrays are valid until the next poll. Raises ResumeError if the log has shrunk or was
+        replaced.
         """
         ...
 
     def position(self) -> Position:
-        """Return where to go on after what was polled so far."""
+        """Return where to go on after what was polled so far; never a place that moves, as "the end" would."""
         ...
 
     def close(self) -> None:
@@ -34,14 +35,20 @@ class PartitionReader(Protocol):
 
 
 class Bus(Protocol):
-    """Topics and their partitions. Messages are bytes without line ends."""
+    """Topics and their partitions, to be read. Messages are bytes without line ends; one without a value is empty.
+
+    Threads may share a bus. A partition has one reader at a time.
+    """
 
     def partitions(self, topic: str) -> tuple[str, ...]:
-        """Return the names of the topic's partitions, sorted; () for a topic that does not exist yet."""
+        """Return the names of the topic's partitions, sorted; () for a topic that does not exist yet.
+
+        May be a second old. A partition once named stays named. Raises UnavailableError if nobody answers.
+        """
         ...
 
     def reader(self, topic: str, partition: str, position: Mapping[str, object] | None) -> PartitionReader:
-        """Open a partition at `position`, or at its beginning.
+        """Open a partition at `position`, or at its beginning: that of now, resolved.
 
         Raises ResumeError, with nothing changed, if the position does not belong to this log.
         """
@@ -54,6 +61,14 @@ class Bus(Protocol):
     def end(self, topic: str, partition: str) -> int:
         """Return the offset at which the next message will stand; 0 for a new partition."""
         ...
+
+    def close(self) -> None:
+        """Let go of connections, once all readers are closed; safe to call twice."""
+        ...
+
+
+class WritableBus(Bus, Protocol):
+    """A Bus that one writer a partition appends to."""
 
     def append(self, topic: str, partition: str, messages: Sequence[bytes], *, at: int) -> int:
         """Make `messages` follow offset `at`, durably, and return the offset after them.

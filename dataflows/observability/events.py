@@ -79,6 +79,31 @@ class PartitionStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class PartitionReset:
+    """The messages from `wanted` on are gone, and reading goes on at `chosen`, as a setting says."""
+
+    partition: str
+    wanted: int
+    chosen: int
+
+
+@dataclass(frozen=True, slots=True)
+class BusAway:
+    """The bus does not answer: reading waits, nothing is lost. Told once."""
+
+    bus: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class BusBack:
+    """The bus answers again, away_s seconds after it was first found not to."""
+
+    bus: str
+    away_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class SourceAway:
     """A source of documents could not be listed; its documents stay as they are."""
 
@@ -122,6 +147,9 @@ Event = (
     | Late
     | WindowsClosed
     | PartitionStatus
+    | PartitionReset
+    | BusAway
+    | BusBack
     | SourceAway
     | DocumentsWritten
     | DeadLettersOpened

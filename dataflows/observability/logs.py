@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, TextIO, cast
 
 import structlog
 
-from dataflows.observability.events import Failed, Late, PartitionStatus, Refused, SourceAway, Started, Stopped, watch
+from dataflows.observability.events import (
+    BusAway,
+    BusBack,
+    Failed,
+    Late,
+    PartitionReset,
+    PartitionStatus,
+    Refused,
+    SourceAway,
+    Started,
+    Stopped,
+    watch,
+)
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -70,6 +82,12 @@ class _LogHook:
                 log.info("stopped", run=what, **detail)
             case PartitionStatus(partition, status):
                 log.info("partition", partition=partition, status=status)
+            case PartitionReset(partition, wanted, chosen):
+                log.warning("messages are gone", partition=partition, wanted=wanted, goes_on_at=chosen)
+            case BusAway(bus, reason):
+                log.warning("bus away", bus=bus, reason=reason)
+            case BusBack(bus, away_s):
+                log.info("bus back", bus=bus, away_s=round(away_s, 3))
             case SourceAway(source, reason):
                 log.warning("source away", source=source, reason=reason)
             case Refused(stage, reason, detail):

@@ -1,0 +1,367 @@
+"""The bus on Kafka: a partition's name is its number, its offset is Kafka's own.
+
+Offsets may have gaps: compaction and transactions leave them. Only committed messages are read. A consumer of this
+process reads every partition by itself, from the offset in its position; no group of Kafka's has a say in that.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from dataflows.buses.kafka_cluster import KafkaCluster
+from dataflows.buses.kafka_fast import FastLane, load_library
+from dataflows.buses.kafka_lane import Lane, Taken, Tap, lane_properties, nothing
+from dataflows.buses.kafka_plain import PlainLane
+from dataflows.observability.events import PartitionReset, tell
+from operators.errors import ConfigError, FatalError, ResumeError, UnavailableError
+from operators.records import RawChunk
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dataflows.buses.port import PartitionReader, Position
+
+OffsetReset = Literal["error", "earliest", "latest"]
+LaneName = Literal["fast", "plain"]
+
+_START_WAIT_S = 30.0
+_WAIT_S = 0.25
+_LOOKUP_WAIT_S = 60.0
+_DOUBT_S = 2.0
+"""A broker that has just started, or become a leader, may not know yet what is there: it is asked again for so long."""
+
+_RETRY_S = 0.5
+_SURE_S = 1.0
+_SURE_AFTER_END_S = 0.1
+"""How old an answer about a topic may be; younger where a log has ended, since there it may have been made anew."""
+
+_MEMORY_KIB = 256 << 10
+_QUEUE_KIB = (1 << 10, 16 << 10)
+_LOOKUP_EVENTS = 64
+_LOOKUP_AHEAD = 4096
+
+_DENIED = {29}
+"""TOPIC_AUTHORIZATION_FAILED"""
+
+_PASSING = {1, 2, 3, 5, 6, 7, 9, 13, 56, 74, 75, 76, 78, 100, 103}
+"""Codes of the brokers' that a look at the partition clears up: no leader, gone offsets, unknown topic and the like."""
+
+
+class KafkaBus:
+    """A Bus over the topics of a Kafka cluster."""
+
+    def __init__(
+        self,
+        brokers: str,
+        *,
+        properties: Mapping[str, str],
+        offset_reset: OffsetReset = "error",
+        listing_s: float = 1.0,
+        lane: LaneName | None = None,
+    ) -> None:
+        """Check the properties; nothing is asked of the brokers yet.
+
+        brokers: `host:port` with commas between. properties: librdkafka's, on top of ours. offset_reset: what to do
+        about a position whose messages are gone. listing_s: how old, in seconds, a list of partitions may be. lane:
+        default is the fast one where it can be had.
+        """
+        self._brokers = brokers
+        self._properties = dict(properties)
+        self._listing_s = listing_s
+        self._lane_name = lane
+        self._partitions = 1
+        lane_properties(brokers, properties, queue_kib=0)
+        self.offset_reset = offset_reset
+        self.cluster = KafkaCluster(brokers, properties)
+        self._lock = threading.Lock()
+        self._lookup_lock = threading.Lock()
+        self._opened: list[Lane] = []
+
+    def partitions(self, topic: str) -> tuple[str, ...]:
+        """See Bus. The first call waits for the brokers; later ones fall back on what was heard last.
+
+        Raises UnavailableError if they do not answer the first call in 30 seconds, ConfigError if they refuse.
+        """
+        known = self.cluster.known(topic)
+        try:
+            wait_s = _START_WAIT_S if known is None else _WAIT_S
+            found = self.cluster.topic(topic, age_s=self._listing_s, wait_s=wait_s)
+        except UnavailableError:
+            if known is None:
+                raise
+            found = known
+        if found is None:
+            return ()
+        self._partitions = max(self._partitions, len(found.led))
+        return tuple(sorted(str(p) for p in found.led))
+
+    def reader(self, topic: str, partition: str, position: Mapping[str, object] | None) -> PartitionReader:
+        """See Bus. While the brokers do not answer the reader waits, and so may raise ResumeError later, in `poll`."""
+        return KafkaReader(self, topic, partition, position)
+
+    def fetch(self, topic: str, partition: str, offset: int) -> bytes:
+        """See Bus. Raises UnavailableError if the brokers do not answer in 60 seconds."""
+        with self._lookup_lock:
+            return self._lookup.message(topic, _number(partition), offset)
+
+    def end(self, topic: str, partition: str) -> int:
+        """See Bus: the last stable offset. Raises UnavailableError if the brokers do not answer."""
+        bounds = self.cluster.bounds(topic, _number(partition), wait_s=_START_WAIT_S)
+        return 0 if bounds is None else bounds[1]
+
+    def close(self) -> None:
+        """See Bus."""
+        if "_lookup" in self.__dict__:
+            self._lookup.close()
+        for lane in self._opened:
+            lane.close()
+        self._opened.clear()
+
+    @property
+    def lane(self) -> Lane:
+        """The connection that all readers share."""
+        with self._lock:
+            return self._lane
+
+    @cached_property
+    def _lane(self) -> Lane:
+        least, most = _QUEUE_KIB
+        return self._connect(max(least, min(most, _MEMORY_KIB // self._partitions)))
+
+    @cached_property
+    def _lookup(self) -> _Lookup:
+        return _Lookup(self._connect(_QUEUE_KIB[0]))
+
+    def _connect(self, queue_kib: int) -> Lane:
+        properties = lane_properties(self._brokers, self._properties, queue_kib=queue_kib)
+        library = None if self._lane_name == "plain" else load_library()
+        if library is None and self._lane_name == "fast":
+            raise ConfigError(
+                "the fast lane to Kafka needs a confluent-kafka with the library inside, as its wheels have"
+            )
+        lane: Lane = PlainLane(properties) if library is None else FastLane(library, properties)
+        self._opened.append(lane)
+        return lane
+
+
+class KafkaReader:
+    """A PartitionReader over one partition. Its position holds the next offset and the topic's id."""
+
+    def __init__(self, bus: KafkaBus, topic: str, partition: str, position: Mapping[str, object] | None) -> None:
+        """Find the position in the log, or the log's beginning, and begin to read ahead."""
+        self._bus = bus
+        self._topic = topic
+        self._partition = partition
+        self._number = _number(partition)
+        self._topic_id = "" if position is None else str(position["topic_id"])
+        begun = position is not None and (self._topic_id or position["offset"])
+        self._offset = int(str(position["offset"])) if position is not None and begun else None
+        self._tap: Tap | None = None
+        self._try_at = 0.0
+        self._doubt_since: float | None = None
+        self._at_end = False
+        self._outages = -1
+        while not self._start(_DOUBT_S) and self._is_in_doubt():
+            threading.Event().wait(_RETRY_S)
+
+    def poll(self, events_max: int) -> RawChunk | None:
+        """See PartitionReader."""
+        if self._tap is None and not self._start(_WAIT_S):
+            return self._chunk(nothing())
+        assert self._tap is not None  # it has just been opened
+        taken = self._tap.take(events_max)
+        if len(taken.offsets) > 0:
+            self._check_id(_SURE_AFTER_END_S if self._at_end else _SURE_S)
+            self._offset = int(taken.offsets[-1]) + 1
+            self._at_end = False
+        if taken.eof is not None:
+            self._offset = taken.eof
+            self._at_end = True
+            self._outages = self._bus.cluster.outages
+        if taken.errors:
+            self._heed(taken.errors)
+        if len(taken.offsets) == 0 and self._at_end and self._is_sure():
+            return None
+        return self._chunk(taken)
+
+    def position(self) -> Position:
+        """See PartitionReader."""
+        return {"offset": self._offset or 0, "topic_id": self._topic_id}
+
+    def close(self) -> None:
+        """See PartitionReader."""
+        if self._tap is not None:
+            self._tap.close()
+            self._tap = None
+            self._try_at = float("inf")
+
+    def _chunk(self, taken: Taken) -> RawChunk:
+        return RawChunk(self._partition, taken.data, taken.starts, taken.lengths, taken.offsets, taken.timestamps)
+
+    def _start(self, wait_s: float) -> bool:
+        """Open the tap at the position; False if the brokers do not answer or must be asked again soon."""
+        if time.monotonic() < self._try_at:
+            return False
+        self._try_at = time.monotonic() + _RETRY_S
+        cluster = self._bus.cluster
+        try:
+            topic = cluster.topic(self._topic, age_s=0.0, wait_s=wait_s)
+            bounds = cluster.bounds(self._topic, self._number, wait_s=wait_s)
+        except UnavailableError:
+            self._doubt_since = None
+            return False
+        if topic is None or bounds is None:
+            if self._doubt():
+                return False
+            raise ResumeError(f"{self._place} does not exist (any more): restore the topic, or name another one")
+        self._adopt(topic.topic_id)
+        if self._offset is not None and self._offset > bounds[1] and self._doubt():
+            return False
+        self._doubt_since = None
+        self._offset = self._offset_within(*bounds)
+        self._at_end = False
+        self._tap = self._bus.lane.open(self._topic, self._number, self._offset)
+        return True
+
+    def _doubt(self) -> bool:
+        """What the brokers say is bad news, which a second look may correct: whether it has not been long so."""
+        now = time.monotonic()
+        if self._doubt_since is None:
+            self._doubt_since = now
+        return now - self._doubt_since < _DOUBT_S
+
+    def _is_in_doubt(self) -> bool:
+        return self._doubt_since is not None
+
+    def _offset_within(self, first: int, end: int) -> int:
+        """Where to begin, given what the log holds. Raises ResumeError if the position is gone."""
+        if self._offset is None:
+            return first
+        if first <= self._offset <= end:
+            return self._offset
+        reset = self._bus.offset_reset
+        if reset == "error":
+            raise ResumeError(
+                f"{self._place} was read up to offset {self._offset}, but holds {first} to {end} only: set"
+                " KAFKA_OFFSET_RESET to earliest or latest to go on from there without what is gone, or start anew with"
+                " an empty RECOVERY_DIR"
+            )
+        chosen = first if reset == "earliest" else end
+        tell(PartitionReset(self._partition, self._offset, chosen))
+        return chosen
+
+    def _adopt(self, topic_id: str) -> None:
+        """Note the topic's id. Raises ResumeError if it is another topic of the same name."""
+        if topic_id and self._topic_id and topic_id != self._topic_id:
+            raise ResumeError(
+                f"topic `{self._topic}` was deleted and made anew (its id was {self._topic_id}, is {topic_id}) since"
+                f" partition `{self._partition}` was read up to offset {self._offset}: its offsets mean other messages"
+                " now; start anew with an empty RECOVERY_DIR"
+            )
+        self._topic_id = topic_id or self._topic_id
+
+    def _check_id(self, age_s: float) -> None:
+        """Before messages are handed out: are they of the topic that was read? Raises ResumeError if not.
+
+        The brokers would serve another topic of the same name without a word, once it is long enough.
+        """
+        try:
+            topic = self._bus.cluster.topic(self._topic, age_s=age_s, wait_s=_WAIT_S)
+        except UnavailableError:
+            return  # the messages came before that
+        if topic is not None:
+            self._adopt(topic.topic_id)
+
+    def _heed(self, errors: tuple[int, ...]) -> None:
+        """What came in place of messages: reading stops until the partition has been looked at again."""
+        for code in errors:
+            if code in _DENIED:
+                raise ConfigError(f"this user may not read {self._place}: grant it READ on the topic")
+            if code > 0 and code not in _PASSING:
+                raise FatalError(f"{self._place} cannot be read at offset {self._offset}: Kafka's error {code}")
+        self._at_end = False
+        if self._tap is not None:
+            self._tap.close()
+            self._tap = None
+
+    def _is_sure(self) -> bool:
+        """Whether the end that was seen is the end still: not if the brokers or the leader are away, or were."""
+        cluster = self._bus.cluster
+        try:
+            topic = cluster.topic(self._topic, age_s=_SURE_S, wait_s=_WAIT_S)
+            if topic is None or not topic.led.get(self._number, False):
+                self._outages = -1
+                return False
+            self._adopt(topic.topic_id)
+            if self._outages != cluster.outages and time.monotonic() >= self._try_at:
+                self._try_at = time.monotonic() + _RETRY_S
+                outages = cluster.outages
+                bounds = cluster.bounds(self._topic, self._number, wait_s=_WAIT_S)
+                if bounds is not None and bounds[1] == self._offset:
+                    self._outages = outages
+        except UnavailableError:
+            return False
+        return self._outages == cluster.outages
+
+    @property
+    def _place(self) -> str:
+        return f"partition `{self._partition}` of topic `{self._topic}`"
+
+
+class _Lookup:
+    """Fetches single messages; those that follow one another in a partition are read in one go."""
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+        self._tap: Tap | None = None
+        self._place = ("", -1)
+        self._taken = nothing()
+
+    def message(self, topic: str, partition: int, offset: int) -> bytes:
+        """The message at the offset. Raises ResumeError, UnavailableError."""
+        place = (topic, partition)
+        known = self._taken.offsets
+        if place != self._place or len(known) == 0 or not known[0] <= offset <= known[-1] + _LOOKUP_AHEAD:
+            self.close()
+            self._tap, self._place = self._lane.open(topic, partition, offset), place
+        deadline = time.monotonic() + _LOOKUP_WAIT_S
+        while len(self._taken.offsets) == 0 or self._taken.offsets[-1] < offset:
+            assert self._tap is not None  # opened above, now or in an earlier call
+            taken = self._tap.take(_LOOKUP_EVENTS)
+            if len(taken.offsets) > 0:
+                self._taken = taken
+                deadline = time.monotonic() + _LOOKUP_WAIT_S
+            else:
+                threading.Event().wait(0.001)
+            ended = taken.eof is not None or bool(taken.errors)
+            if ended and (len(taken.offsets) == 0 or taken.offsets[-1] < offset):
+                raise self._gone(offset)
+            if time.monotonic() > deadline:
+                raise UnavailableError(f"message {offset} of partition `{partition}` of topic `{topic}` does not come")
+        index = int(np.searchsorted(self._taken.offsets, offset))
+        if self._taken.offsets[index] != offset:
+            raise self._gone(offset)
+        start = int(self._taken.starts[index])
+        return self._taken.data[start : start + int(self._taken.lengths[index])].tobytes()
+
+    def close(self) -> None:
+        if self._tap is not None:
+            self._tap.close()
+        self._tap, self._place, self._taken = None, ("", -1), nothing()
+
+    def _gone(self, offset: int) -> ResumeError:
+        topic, partition = self._place
+        self.close()
+        return ResumeError(f"partition `{partition}` of topic `{topic}` has no message at offset {offset} (any more)")
+
+
+def _number(partition: str) -> int:
+    """The partition's number. Raises ConfigError if the name is none."""
+    if not (partition.isascii() and partition.isdigit()):
+        raise ConfigError(f"`{partition}` is no partition of Kafka's: those are numbers")
+    return int(partition)
