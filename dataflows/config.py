@@ -53,9 +53,19 @@ class Settings(BaseSettings):
     kafka_config: SecretStr | None = Field(
         None, description="Further properties of librdkafka, `name=value` with commas between."
     )
+    kafka_group_id: str = Field(
+        "headrace",
+        max_length=249,
+        description="Consumer group that shows others how far durable snapshots have come; empty = show nothing.",
+    )
+    kafka_results: bool = Field(
+        True, description="1 = what was made (feature rows, indexed documents) is told to TOPIC_RESULTS; 0 = not."
+    )
     topic_signals: str = Field("signals", pattern=_TOPIC, description="Topic that signals are read from.")
+    topic_docs: str = Field("docs", pattern=_TOPIC, description="Topic that tells of documents, on Kafka.")
+    topic_results: str = Field("results", pattern=_TOPIC, description="Topic that results go to, on Kafka.")
     topic_late: str = Field("late", pattern=_TOPIC, description="Topic that late events go to.")
-    topic_dlq: str = Field("dlq", pattern=_TOPIC, description="Folder of the bus that keeps the dead letters.")
+    topic_dlq: str = Field("dlq", pattern=_TOPIC, description="Topic of the dead letters, and folder that keeps them.")
     stream_concurrency: int = Field(1, ge=1, le=64, description="Worker threads of one process.")
     stream_batch_size: int = Field(
         65_536,
@@ -65,6 +75,11 @@ class Settings(BaseSettings):
     )
     event_bytes_max: int = Field(
         1 << 20, ge=64, le=1 << 26, description="A message of more bytes becomes a dead letter unread."
+    )
+    max_future_seconds: float = Field(
+        86_400.0,
+        gt=0,
+        description="An event this far ahead of the time at which Kafka took it is a dead letter.",
     )
     watermark_seconds: float = Field(
         5.0,
@@ -97,6 +112,10 @@ class Settings(BaseSettings):
         Path("data/offline"), description="Root of the feature history, Parquet files in hive folders."
     )
     offline_format: Literal["parquet"] = Field("parquet", description="Format of the feature history.")
+    archive_signals: bool = Field(
+        False, description="1 = every message is kept as it came, with what became of it, in ARCHIVE_PATH."
+    )
+    archive_path: Path = Field(Path("data/archive"), description="Root of the archive, Parquet files by day.")
     online_store: Literal["feast", "none"] = Field(
         "feast", description="feast = the newest row of every entity is served by Feast; none = no online features."
     )
@@ -159,7 +178,7 @@ class Settings(BaseSettings):
         "auto", description="auto = console on a terminal, JSON elsewhere."
     )
 
-    @field_validator("watermark_seconds", "watermark_idle_seconds", "source_poll_interval_sec")
+    @field_validator("watermark_seconds", "watermark_idle_seconds", "max_future_seconds", "source_poll_interval_sec")
     @classmethod
     def _finite(cls, value: float) -> float:
         if not math.isfinite(value):
@@ -180,9 +199,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _topics_apart(self) -> Self:
-        topics = {"TOPIC_SIGNALS": self.topic_signals, "TOPIC_LATE": self.topic_late, "TOPIC_DLQ": self.topic_dlq}
-        if len(set(topics.values())) < len(topics):
-            said = ", ".join(f"{name} is `{topic}`" for name, topic in topics.items())
+        names = ("topic_signals", "topic_docs", "topic_results", "topic_late", "topic_dlq")
+        topics = {name.upper(): getattr(self, name) for name in names}
+        shared = [name for name, topic in topics.items() if list(topics.values()).count(topic) > 1]
+        if shared:
+            said = ", ".join(f"{name} is `{topics[name]}`" for name in shared)
             raise ValueError(f"{said}: they must differ, or the flow would read what it writes")
         return self
 
