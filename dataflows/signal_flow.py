@@ -7,6 +7,7 @@ bus partition ─▶ decode, mark late ─▶ split by shard ─▶ windows ─�
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -23,7 +24,7 @@ from operators.shard import shard_keys, split
 from operators.watermark import Status
 from operators.windows import Shard
 from stores.sinks import DeadLetterSink, LogSink, OfflineSink, OnlineSink
-from stores.writers import OfflineWriter, Rows
+from stores.writers import Delivery, OfflineWriter, Rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -42,6 +43,7 @@ Given = TypeVar("Given")
 
 FLOW = "signals"
 OFFLINE_WRITERS = 4
+_WRITING_THREADS = 2
 STEPS = ("read", "dead_letters", "late", "windows", "offline", "online")
 """Steps with state: their names are part of the snapshots and never change."""
 
@@ -146,9 +148,11 @@ def build(plan: SignalPlan) -> Dataflow:
 
     rows = op.map("rows", closed, lambda pair: (pair[0], pair[1].rows))
 
+    delivery = Delivery(plan.durable, plan.staged, ThreadPoolExecutor(_WRITING_THREADS, "offline"))
+
     def open_offline(part: str, resume: bytes | None) -> OfflineWriter:
         name = f"{plan.lineage}.{part}"
-        return OfflineWriter(plan.offline, source.sets, name, resume, durable=plan.durable, staged=plan.staged)
+        return OfflineWriter(plan.offline, source.sets, name, resume, delivery)
 
     op.output("offline", rows, OfflineSink(open_offline, failed, parts=OFFLINE_WRITERS))
     if plan.features is not None:

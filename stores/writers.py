@@ -8,6 +8,7 @@ published first; and what is staged beyond that belongs to a lost epoch and is t
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -19,7 +20,7 @@ from operators.packing import pack, unpack, unpack_meta
 from operators.records import RowBlock
 from operators.rows import join, newest, to_tables
 from stores.features.port import View
-from stores.offline.port import PartitionKey, Withheld
+from stores.offline.port import PartitionKey, Staged, Withheld
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,6 +60,20 @@ class Rows:
     ended: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """How rows become visible.
+
+    durable: snapshots are kept, so that an unpublished file can be found again; else `close` publishes.
+    staged: False publishes at once (EXACTLY_ONCE_SINK=0): rows of a lost epoch stay and come again.
+    beside: threads that write files while the flow goes on; None writes them all at the snapshot.
+    """
+
+    durable: bool
+    staged: bool
+    beside: Executor | None = None
+
+
 def partitioned(blocks: list[RowBlock], sets: FeatureSets) -> dict[PartitionKey, pa.Table]:
     """Return the rows as one table for each partition of the offline store, sorted; rows stand as they came."""
     tables: dict[PartitionKey, list[pa.Table]] = {}
@@ -94,7 +109,7 @@ def _unpack(state: bytes) -> tuple[dict[str, object], list[RowBlock]]:
 
 
 class OfflineWriter:
-    """Stages feature rows at one snapshot and publishes them at the next."""
+    """Stages feature rows at one snapshot, or before it where there are many, and publishes them at the next."""
 
     def __init__(
         self,
@@ -102,21 +117,19 @@ class OfflineWriter:
         sets: FeatureSets,
         writer: str,
         resume: bytes | None,
-        *,
-        durable: bool,
-        staged: bool,
+        delivery: Delivery,
     ) -> None:
         """Publish what the resumed snapshot had staged; discard the rest.
 
         sets: what the rows are of, the same for the resumed snapshot.
-        durable: snapshots are kept, so that an unpublished file can be found again; else `close` publishes.
-        staged: False publishes at once (EXACTLY_ONCE_SINK=0): rows of a lost epoch stay and come again.
         """
         self._store = store
         self._sets = sets
         self._writer = writer
-        self._durable = durable
-        self._staged = staged
+        self._durable = delivery.durable
+        self._staged = delivery.staged
+        self._beside = delivery.beside if delivery.staged else None
+        self._ahead: list[Future[Staged]] = []
         self._sequence = 0
         self._tokens: tuple[str, ...] = ()
         self._waiting: list[RowBlock] = []
@@ -133,10 +146,18 @@ class OfflineWriter:
         self._final = self._final or rows.final
         self._waiting += rows.blocks
         self._rows += sum(map(len, rows.blocks))
+        if self._beside is not None and self._rows >= ROWS_MIN and all(ahead.done() for ahead in self._ahead):
+            blocks, number, self._sequence = self._waiting, self._sequence, self._sequence + 1
+            self._ahead.append(self._beside.submit(self._stage_as, number, blocks))
+            self._waiting, self._rows, self._age = [], 0, 0
 
     def snapshot(self) -> bytes:
         """Publish what the last snapshot staged, stage what waits if it is time, and return the state."""
+        ahead = [each.result() for each in self._ahead]  # a writer has one user at a time: its files come first
+        self._ahead = []
         self._publish()
+        for done in ahead:
+            self._count(done)
         self._age += 1
         if self._waiting and (self._final or self._rows >= ROWS_MIN or self._age >= EPOCHS_MAX):
             self._stage()
@@ -151,33 +172,43 @@ class OfflineWriter:
 
     def close(self) -> None:
         """Without durable snapshots nobody will come back for what is staged: publish it now."""
+        for ahead in self._ahead:
+            done = ahead.result()
+            if not self._durable:
+                self._count(done)
+        self._ahead = []
         if not self._durable:
             if self._waiting:
                 self._stage()
             self._publish()
 
     def _stage(self) -> None:
-        tables = partitioned(self._waiting, self._sets)
-        while not self._staged_as_next(tables):
+        while not self._staged_as_next():
             self._store.discard(self._writer, keep=())
         self._waiting, self._rows, self._age = [], 0, 0
 
-    def _staged_as_next(self, tables: dict[PartitionKey, pa.Table]) -> bool:
-        """Stage the rows; if they are to be seen at once, publish them too.
+    def _staged_as_next(self) -> bool:
+        """Stage the rows that wait; if they are to be seen at once, publish them too.
 
         False if a lost epoch has published that number: it is used up.
         """
         number, self._sequence = self._sequence, self._sequence + 1
-        done = self._store.stage(self._writer, number, tables)
+        done = self._stage_as(number, self._waiting)
         if self._staged:
-            self._tokens = (*self._tokens, *done.tokens)
-        else:
-            try:
-                self.withheld += self._store.publish(done.tokens)
-            except ResumeError:
-                return False
-        self.withheld += done.withheld
+            self._count(done)
+            return True
+        try:
+            self.withheld += self._store.publish(done.tokens) + done.withheld
+        except ResumeError:
+            return False
         return True
+
+    def _stage_as(self, number: int, blocks: list[RowBlock]) -> Staged:
+        return self._store.stage(self._writer, number, partitioned(blocks, self._sets))
+
+    def _count(self, done: Staged) -> None:
+        self._tokens = (*self._tokens, *done.tokens)
+        self.withheld += done.withheld
 
     def _publish(self) -> None:
         if self._tokens:
@@ -208,7 +239,7 @@ class LogWriter:
     """Appends messages to a log at one snapshot later than they came; owns its partition of the log."""
 
     def __init__(self, append: Callable[[list[bytes], int], int], resume: bytes | None, *, durable: bool) -> None:
-        """append: (messages, at) → next offset; repeating it changes nothing. durable: see OfflineWriter."""
+        """append: (messages, at) → next offset; repeating it changes nothing. durable: see Delivery."""
         self._append = append
         self._durable = durable
         self._at, self._ready = (0, []) if resume is None else logged(resume)

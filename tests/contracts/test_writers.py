@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from dataflows.buses.memory import MemoryBus
 from stores import writers
 from stores.offline.memory import MemoryOfflineStore
-from stores.writers import EPOCHS_MAX, LogWriter, OfflineWriter, Rows, logged, staged_tokens
+from stores.writers import EPOCHS_MAX, Delivery, LogWriter, OfflineWriter, Rows, logged, staged_tokens
 from tests.epochs import PLANS, SETS, Engine, hour_rows
 from tests.offline_rows import published
 
@@ -27,13 +29,24 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writers, "ROWS_MIN", 3)
 
 
+class AtOnce(Executor):
+    """Threads that are done before anything else happens."""
+
+    def submit(self, work: Callable[..., Any], /, *args: object, **named: object) -> Future[Any]:
+        """Do the work."""
+        done: Future[Any] = Future()
+        done.set_result(work(*args, **named))
+        return done
+
+
 @pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("beside", [None, AtOnce()], ids=["at snapshots", "beside the flow"])
 @given(plan=PLANS, finals=st.sets(st.integers(0, 40)))
-def test_offline_rows_are_visible_once(plan: Sequence[str], finals: set[int]) -> None:
+def test_offline_rows_are_visible_once(beside: Executor | None, plan: Sequence[str], finals: set[int]) -> None:
     """At every moment each row is visible at most once and only if its epoch is durable; in the end all are."""
     store = MemoryOfflineStore()
     engine = Engine(
-        lambda resume: OfflineWriter(store, SETS, "aa.w0", resume, durable=True, staged=True),
+        lambda resume: OfflineWriter(store, SETS, "aa.w0", resume, Delivery(durable=True, staged=True, beside=beside)),
         lambda number: hour_rows(number, final=number in finals),
     )
     for step in plan:
@@ -50,7 +63,9 @@ def test_offline_rows_are_visible_once(plan: Sequence[str], finals: set[int]) ->
 def test_what_a_durable_snapshot_has_staged_can_be_published_by_others(plan: Sequence[str]) -> None:
     """After the last run `staged_tokens` of its snapshot publish the rest, and doing so again changes nothing."""
     store = MemoryOfflineStore()
-    engine = Engine(lambda resume: OfflineWriter(store, SETS, "aa.w0", resume, durable=True, staged=True), hour_rows)
+    engine = Engine(
+        lambda resume: OfflineWriter(store, SETS, "aa.w0", resume, Delivery(durable=True, staged=True)), hour_rows
+    )
     for step in plan:
         engine.do(step)
     engine.writer.write(Rows(final=True))
@@ -68,7 +83,9 @@ def test_what_a_durable_snapshot_has_staged_can_be_published_by_others(plan: Seq
 def test_unstaged_offline_rows_are_never_lost(plan: Sequence[str]) -> None:
     """With EXACTLY_ONCE_SINK=0 rows are visible with their snapshot; after a kill some come again, none is missing."""
     store = MemoryOfflineStore()
-    engine = Engine(lambda resume: OfflineWriter(store, SETS, "aa.w0", resume, durable=True, staged=False), hour_rows)
+    engine = Engine(
+        lambda resume: OfflineWriter(store, SETS, "aa.w0", resume, Delivery(durable=True, staged=False)), hour_rows
+    )
     for step in plan:
         engine.do(step)
     engine.finish()
@@ -82,7 +99,9 @@ def test_unstaged_offline_rows_are_never_lost(plan: Sequence[str]) -> None:
 def test_without_durable_snapshots_closing_publishes(plan: Sequence[str]) -> None:
     """A run that remembers nothing has everything visible once it has ended well."""
     store = MemoryOfflineStore()
-    engine = Engine(lambda resume: OfflineWriter(store, SETS, "aa.w0", resume, durable=False, staged=True), hour_rows)
+    engine = Engine(
+        lambda resume: OfflineWriter(store, SETS, "aa.w0", resume, Delivery(durable=False, staged=True)), hour_rows
+    )
     for step in plan:
         engine.do(step)
     engine.writer.close()
@@ -92,7 +111,7 @@ def test_without_durable_snapshots_closing_publishes(plan: Sequence[str]) -> Non
 def test_small_files_wait_for_company() -> None:
     """Few rows wait for EPOCHS_MAX snapshots, many or final ones do not; meanwhile they are in the snapshot."""
     store = MemoryOfflineStore()
-    writer = OfflineWriter(store, SETS, "aa.w0", None, durable=True, staged=True)
+    writer = OfflineWriter(store, SETS, "aa.w0", None, Delivery(durable=True, staged=True))
     writer.write(hour_rows(0))
     states = [writer.snapshot() for _ in range(EPOCHS_MAX)]
     assert [len(staged_tokens(state)) for state in states] == [0] * (EPOCHS_MAX - 1) + [1]
@@ -104,14 +123,26 @@ def test_small_files_wait_for_company() -> None:
 def test_rows_of_two_writers_do_not_mix() -> None:
     """Each writer publishes and discards its own; a restart of one leaves what the other has staged."""
     store = MemoryOfflineStore()
-    one, two = (OfflineWriter(store, SETS, f"aa.w{i}", None, durable=True, staged=True) for i in range(2))
+    one, two = (OfflineWriter(store, SETS, f"aa.w{i}", None, Delivery(durable=True, staged=True)) for i in range(2))
     one.write(hour_rows(0, final=True))
     two.write(hour_rows(1, final=True))
     state = one.snapshot(), two.snapshot()
-    OfflineWriter(store, SETS, "aa.w0", None, durable=True, staged=True)
+    OfflineWriter(store, SETS, "aa.w0", None, Delivery(durable=True, staged=True))
     two.snapshot()
     assert seen(store) == [1]
     assert staged_tokens(state[0]) != staged_tokens(state[1])
+
+
+def test_a_file_that_could_not_be_written_beside_the_flow_stops_it() -> None:
+    """What goes wrong in a writing thread is raised by the next snapshot, which then does not happen."""
+    store = MemoryOfflineStore()
+    with ThreadPoolExecutor(1) as beside:
+        writer = OfflineWriter(store, SETS, "aa.w0", None, Delivery(durable=True, staged=True, beside=beside))
+        store.close()
+        for number in range(2 * writers.ROWS_MIN):
+            writer.write(hour_rows(number))
+        with pytest.raises(ValueError, match="closed"):
+            writer.snapshot()
 
 
 def message(number: int) -> list[bytes]:
