@@ -9,10 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from operators.errors import ConfigError
 from stores.features import Features, View, open_features, views_of
+from stores.features import feast as feast_store
 from stores.features.feast import FeastFeatures
+from stores.features.feast_sqlite import sqlite_lane
 from stores.features.retry import RetryingFeatures
 from stores.patience import Patience
 from tests.feature_rows import feature_repository, feature_rows, no_settings, room_sets
@@ -103,6 +107,43 @@ def test_a_removed_online_store_is_made_again(tmp_path: Path) -> None:
         features.prepare(VIEWS)
         _write(features, 1.0)
         assert _last(features) == 1.0
+
+
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.integers(0, 3),
+            st.integers(-(2**63), 2**63 - 1),
+            st.none() | st.floats(allow_nan=False),
+        ),
+        min_size=1,
+        max_size=8,
+    )
+)
+@settings(max_examples=15)
+def test_the_fast_lane_leaves_what_feast_would_have_left(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[int, int, float | None]]
+) -> None:
+    """Many values by one statement or each by its own: the same tables, value for value, and the same answers."""
+    made = feature_rows(VIEW, [
+        {"entity_id": f"é{e}", "event_time": (i + 1) * 1_000_000, "heat__count": c, "heat__last": x}
+        for i, (e, c, x) in enumerate(rows)
+    ])  # fmt: skip
+    tables, answers = [], []
+    for lane in (sqlite_lane, lambda *_: None):
+        repository = feature_repository(tmp_path_factory.mktemp("lane"))
+        with pytest.MonkeyPatch.context() as patch, closing(FeastFeatures(repository)) as features:
+            patch.setattr(feast_store, "sqlite_lane", lane)
+            features.prepare([VIEW])
+            for some in (made.slice(0, len(made) // 2), made):
+                features.write(VIEW, some)
+            answers.append(features.read(VIEW, [f"é{e}" for e in range(4)]))
+        with closing(sqlite3.connect(repository.parent / "data" / "online.db")) as database:
+            (table,) = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchone()
+            columns = "entity_key, feature_name, value, event_ts, created_ts"
+            tables.append(database.execute(f'SELECT {columns} FROM "{table}" ORDER BY 1, 2').fetchall())  # noqa: S608  # Feast's name
+    assert tables[0] == tables[1]
+    assert answers[0] == answers[1]
 
 
 def test_a_shared_registry_is_left_to_a_person(tmp_path: Path) -> None:

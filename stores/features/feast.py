@@ -21,6 +21,7 @@ import pyarrow as pa
 from operators.errors import ConfigError
 from stores.features.feast_errors import translated
 from stores.features.feast_repository import apply_missing
+from stores.features.feast_sqlite import SqliteLane, sqlite_lane
 from stores.features.newest import NewestWritten, coalesce, microseconds
 from stores.features.port import OnlineRow, View
 
@@ -100,25 +101,39 @@ class FeastFeatures:
             self._views.clear()
 
     def _write_chunk(self, view: View, rows: pa.RecordBatch) -> None:
+        store, provider = self._open()
+        feast_view, name = self._feast_view(view), view.name
         entities = rows.column("entity_id").to_pylist()
+        keys = _serialized(entities, store.config.entity_key_serialization_version)
         times_us = microseconds(rows, "created_at").tolist()
-        self._remember_stored(view, entities)
-        fresh = [i for i, e in enumerate(entities) if self._newest.is_newer(view.name, e, times_us[i])]
+        lane = sqlite_lane(provider, store.config, feast_view)
+        self._remember_stored(view, dict(zip(entities, keys, strict=True)), lane)
+        fresh = [i for i, e in enumerate(entities) if self._newest.is_newer(name, e, times_us[i])]
         if fresh:
-            store, provider = self._open()
-            data = _protos(rows.take(pa.array(fresh)), view.columns)
-            provider.online_write_batch(store.config, self._feast_view(view), data, None)
+            chosen = rows if len(fresh) == len(rows) else rows.take(pa.array(fresh))
+            if lane is None:
+                provider.online_write_batch(store.config, feast_view, _protos(chosen, view.columns), None)
+            else:
+                times = (_TIMES, [value.SerializeToString() for value in _times(chosen)])
+                lane.write([keys[i] for i in fresh], _timestamps(chosen), chosen, view.columns, times)
         for i in fresh:
-            self._newest.remember(view.name, entities[i], times_us[i])
-        self._newest.forget(view.name, self._entities_max)
+            self._newest.remember(name, entities[i], times_us[i])
+        self._newest.forget(name, self._entities_max)
 
-    def _remember_stored(self, view: View, entities: Sequence[str]) -> None:
-        unknown = self._newest.unknown(view.name, entities)
+    def _remember_stored(self, view: View, keys: dict[str, bytes], lane: SqliteLane | None) -> None:
+        """Look up what is stored of the entities of which nothing is remembered."""
+        name = view.name
+        unknown = self._newest.unknown(name, keys)
+        if lane is not None and unknown:
+            stored = lane.stored([keys[entity] for entity in unknown])
+            for entity in unknown:
+                self._newest.remember(name, entity, _NEVER_US)
+            unknown = [entity for entity in unknown if keys[entity] in stored]
         if not unknown:
             return
         for entity, (timestamp, values) in zip(unknown, self._read_chunk(view, unknown, [_TIMES]), strict=True):
             times_us = _times_us(timestamp, values)
-            self._newest.remember(view.name, entity, times_us[1] if times_us else _NEVER_US)
+            self._newest.remember(name, entity, times_us[1] if times_us else _NEVER_US)
 
     def _read_chunk(
         self, view: View, entities: Sequence[str], columns: Sequence[str]
@@ -200,7 +215,7 @@ def _protos(
     rows: pa.RecordBatch, columns: Sequence[str]
 ) -> list[tuple[EntityKey, dict[str, Value], datetime, datetime | None]]:
     """Rows as Feast's stores take them: key, values, timestamp, and no created time, which none gives back."""
-    from feast.protos.feast.types.Value_pb2 import Int64List, Value
+    from feast.protos.feast.types.Value_pb2 import Value
 
     null = Value()
     makers: dict[pa.DataType, Callable[[Any], Value]] = {
@@ -213,15 +228,29 @@ def _protos(
         make = makers[array.type]
         protos.append([null if value is None else make(value) for value in array.to_pylist()])
     keys = _keys(rows.column("entity_id").to_pylist())
-    created_at_us = microseconds(rows, "created_at").tolist()
-    times_us = zip(microseconds(rows, "event_time").tolist(), created_at_us, strict=True)
-    protos.append([Value(int64_list_val=Int64List(val=pair)) for pair in times_us])
-    timestamps = [_EPOCH + timedelta(microseconds=time_us) for time_us in created_at_us]
+    protos.append(_times(rows))
     names = [*columns, _TIMES]
     return [
         (key, dict(zip(names, values, strict=True)), timestamp, None)
-        for key, timestamp, values in zip(keys, timestamps, zip(*protos, strict=True), strict=True)
+        for key, timestamp, values in zip(keys, _timestamps(rows), zip(*protos, strict=True), strict=True)
     ]
+
+
+def _timestamps(rows: pa.RecordBatch) -> list[datetime]:
+    return [_EPOCH + timedelta(microseconds=time_us) for time_us in microseconds(rows, "created_at").tolist()]
+
+
+def _times(rows: pa.RecordBatch) -> list[Value]:
+    from feast.protos.feast.types.Value_pb2 import Int64List, Value
+
+    times_us = (microseconds(rows, name).tolist() for name in ("event_time", "created_at"))
+    return [Value(int64_list_val=Int64List(val=pair)) for pair in zip(*times_us, strict=True)]
+
+
+def _serialized(entities: Sequence[str], version: int) -> list[bytes]:
+    from feast.infra.key_encoding_utils import serialize_entity_key
+
+    return [serialize_entity_key(key, entity_key_serialization_version=version) for key in _keys(entities)]
 
 
 def _python(value: Value | None) -> float | int | None:
