@@ -34,6 +34,10 @@ _UPSERT = (
     " ON CONFLICT (entity_key, feature_name) DO UPDATE SET value = excluded.value, value_text = excluded.value_text,"
     " event_ts = excluded.event_ts, created_ts = excluded.created_ts"
 )
+_STORED = (
+    "SELECT entity_key FROM headrace_keys AS k"
+    " WHERE EXISTS (SELECT 1 FROM {table} AS t WHERE t.entity_key = k.entity_key)"
+)
 _CUT = (
     "SELECT k.entity_key, n.name,"
     " substr(?1, (k.i * ?4 + n.j) * ?5 + 1, instr(?3, substr(?2, k.i * ?4 + n.j + 1, 1)) - 1), NULL, k.event_ts, NULL"
@@ -54,10 +58,7 @@ class SqliteLane:
         """Which of the entities have a row."""
         with self._connection as connection:
             _fill_keys(connection, keys)
-            found = connection.execute(
-                "SELECT entity_key FROM headrace_keys AS k"
-                f" WHERE EXISTS (SELECT 1 FROM {self._table} AS t WHERE t.entity_key = k.entity_key)"  # noqa: S608  # quoted
-            )
+            found = connection.execute(_STORED.format(table=self._table))
             return {row[0] for row in found}
 
     def write(
