@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,13 +18,16 @@ from typing import Any
 from tests.benchmarks.documents import measure_documents
 from tests.benchmarks.events import Load, write_events
 from tests.benchmarks.fresh import Measurement, measure
+from tests.benchmarks.kafka import measure_kafka
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 PIPELINE = "tests.benchmarks.pipeline"
 PEERS = "tests.benchmarks.peers"
 ENTITIES = (100, 5_000, 100_000)
 RATES = {"dense": 10, "sparse": 1}
-_DOCUMENTS = "\n## Documents\n"
+_SECTIONS = {"signals": "# Benchmark results\n", "kafka": "\n## Signals over Kafka\n", "documents": "\n## Documents\n"}
+"""How the part of RESULTS.md begins that each measures; they stand in this order."""
+
 _NATIVE_EVENTS = {("dense", 5_000): 300_000}
 _NATIVE_DEFAULT = 60_000
 
@@ -47,7 +51,7 @@ def main() -> None:
     options.add_argument("--events", type=int, default=1_000_000, help="events of each load (1,000,000)")
     options.add_argument("--repeat", type=int, default=3, help="runs of which the median counts (3)")
     options.add_argument("--only-main", action="store_true", help="5,000 entities only, nothing else")
-    options.add_argument("--only", choices=("signals", "documents"), help="one of the two paths")
+    options.add_argument("--only", choices=tuple(_SECTIONS), help="one part of it")
     chosen = options.parse_args()
     parts: list[str] = []
     for part in _parts(chosen):
@@ -59,22 +63,26 @@ def main() -> None:
 
 
 def _keep(text: str, only: str | None) -> None:
-    """Write what was measured in its place; the other path's section stays as it is."""
-    old = RESULTS.read_text(encoding="utf-8")
-    signals, _, documents = old.partition(_DOCUMENTS)
-    match only:
-        case "signals":
-            text += _DOCUMENTS + documents
-        case "documents":
-            text = signals + text
+    """Write what was measured in its place; the sections of the others stay as they are."""
+    if only is not None:
+        old = RESULTS.read_text(encoding="utf-8")
+        starts = [*(old.find(title) for title in _SECTIONS.values()), len(old)]
+        starts = [at if at >= 0 else min(later for later in starts[i:] if later >= 0) for i, at in enumerate(starts)]
+        parts = {name: old[a:b] for name, (a, b) in zip(_SECTIONS, pairwise(starts), strict=True)}
+        text = "".join((parts | {only: text}).values())
     RESULTS.write_text(text, encoding="utf-8")
 
 
 def _parts(chosen: argparse.Namespace) -> Iterator[str]:
-    if chosen.only != "documents":
+    wanted = tuple(_SECTIONS) if chosen.only is None else (chosen.only,)
+    if "signals" in wanted:
         with tempfile.TemporaryDirectory() as folder:
             yield from _signals(Path(folder), chosen.events, chosen.repeat, only_main=chosen.only_main)
-    if chosen.only != "signals" and not chosen.only_main:
+    if chosen.only_main:
+        return
+    if "kafka" in wanted:
+        yield from measure_kafka(2 * chosen.events, repeat=chosen.repeat)
+    if "documents" in wanted:
         yield from measure_documents(repeat=chosen.repeat)
 
 

@@ -7,7 +7,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -16,11 +16,15 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """events and seconds as the measured function gave them; peak_bytes: resident memory of its process, at most."""
+    """events and seconds as the measured function gave them; peak_bytes: resident memory of its process, at most.
+
+    cpu_s: the function's third number, if it gave one: seconds of CPU.
+    """
 
     events: int
     seconds: float
     peak_bytes: int
+    cpu_s: float = 0.0
 
     @property
     def events_per_s(self) -> float:
@@ -31,8 +35,8 @@ class Measurement:
 def measure(target: str, **arguments: object) -> Measurement:
     """Call `module:function` with these arguments (JSON values) in a fresh process.
 
-    The function returns (events, seconds) and decides what of its work is timed. Raises CalledProcessError with the
-    process's own message on the standard error stream when it fails.
+    The function returns (events, seconds), or a third number, seconds of CPU, and decides what of its work is timed.
+    Raises CalledProcessError with the process's own message on the standard error stream when it fails.
     """
     command = [sys.executable, "-m", "tests.benchmarks.fresh", target, json.dumps(arguments)]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
@@ -41,8 +45,8 @@ def measure(target: str, **arguments: object) -> Measurement:
 
 def _call(target: str, arguments: Mapping[str, object]) -> Measurement:
     module, function = target.split(":")
-    events, seconds = getattr(import_module(module), function)(**arguments)
-    return Measurement(events, seconds, peak_bytes())
+    events, seconds, *cpu_s = getattr(import_module(module), function)(**arguments)
+    return Measurement(events, seconds, peak_bytes(), *cpu_s)
 
 
 def peak_bytes() -> int:
@@ -56,4 +60,4 @@ def peak_bytes() -> int:
 
 if __name__ == "__main__":
     measured = _call(sys.argv[1], json.loads(sys.argv[2]))
-    print(json.dumps({"events": measured.events, "seconds": measured.seconds, "peak_bytes": measured.peak_bytes}))  # noqa: T201  # this is the answer
+    print(json.dumps(asdict(measured)))  # noqa: T201  # this is the answer
