@@ -234,4 +234,21 @@ GUARANTEES = (
             "test_document_events.py::test_another_shape_without_the_messages",
         ),
     ),
+    Guarantee(
+        "Late events, dead letters and rows are told to Kafka exactly once: in one transaction with the writer's place,"
+        " one snapshot later, when what it tells of is durable",
+        (
+            "test_kafka_writer.py::test_killed_between_any_two_steps",
+            "test_kafka_flow.py::test_killed_while_it_writes_to_kafka",
+            "test_kafka_flow.py::test_killed_again_and_again",
+        ),
+    ),
+    Guarantee(
+        "A broker that dies while it is written to loses nothing and repeats nothing",
+        ("test_kafka_writer.py::test_a_broker_that_dies_while_it_is_written_to",),
+    ),
+    Guarantee(
+        "A clock from a far future closes no window",
+        ("test_kafka_results.py::test_events_from_a_far_future_close_no_window",),
+    ),
 )
