@@ -14,6 +14,7 @@ from operators.document_tasks import DOCUMENT_STAGES, EVENT_STAGE
 from operators.documents import doc_id
 from operators.feature_events import STRUCTURED
 from operators.messages import Message
+from operators.signal_rules import ENTITY_BYTES_MAX
 from stores.deadletters.port import storable
 from stores.metadata.records import Delete, Rename, Upsert
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 SIGNALS = "/headrace/signals"
 DOCUMENTS = "/headrace/documents"
+_TRACE_MAX = 256
+"""Characters of a trace's id that are told; a sender may have written anything there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ def dead_letter(letter: DeadLetter, original_bytes_max: int) -> Message:
         "origin": kept.source,
         "partition": kept.partition,
         "offset": str(kept.offset),
-        "traceid": kept.trace_id or "",
+        "traceid": (kept.trace_id or "")[:_TRACE_MAX],
         "leftoutbytes": "" if whole else str(len(kept.original)),
     }
     told = CloudEvent(
@@ -185,7 +188,7 @@ def _failed(kind: str, source: str, letter: DeadLetter, subject: str, more: dict
         "source": letter.source,
         "partition": letter.partition,
         "offset": letter.offset,
-        "trace_id": letter.trace_id,
+        "trace_id": None if letter.trace_id is None else letter.trace_id[:_TRACE_MAX],
     }
     return event(kind, source, letter.letter_id, subject, data, letter.time_us)
 
@@ -193,7 +196,7 @@ def _failed(kind: str, source: str, letter: DeadLetter, subject: str, more: dict
 def _entity(letter: DeadLetter) -> str | None:
     """Its entity_id, as far as it can be read and written."""
     entity = entity_of(letter.original)
-    return None if entity is None else _utf8(entity).decode()
+    return None if entity is None or len(_utf8(entity)) > ENTITY_BYTES_MAX else _utf8(entity).decode()
 
 
 def _uri(original: bytes) -> str | None:
@@ -202,7 +205,7 @@ def _uri(original: bytes) -> str | None:
         uri = orjson.loads(original)["data"]["uri"]
     except (KeyError, TypeError, ValueError):
         return None
-    return uri if isinstance(uri, str) and uri else None
+    return uri if isinstance(uri, str) and 0 < len(_utf8(uri)) <= ENTITY_BYTES_MAX else None
 
 
 def _utf8(text: str) -> bytes:

@@ -12,8 +12,9 @@ from dataflows.observability.events import Stopped, tell
 from dataflows.signal_flow import FLOW, append_to, build, failed_writer, results_writer
 from dataflows.summary import Summary, summary_of
 from dataflows.wiring import bus_of, identity_of, monitor_of, offline_of, outlets_of, signal_plan
+from stores.log_writer import logged
 from stores.results_writer import tell_rows, untold
-from stores.writers import logged, staged_tokens
+from stores.writers import staged_tokens
 
 if TYPE_CHECKING:
     from bytewax.dataflow import Dataflow

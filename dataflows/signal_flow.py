@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from operators.windows import LateAtShard
     from stores.deadletters.port import DeadLetters
     from stores.features.port import Features
+    from stores.log_writer import Append
     from stores.offline.port import OfflineStore
-    from stores.writers import Append
 
 Taken = TypeVar("Taken")
 Given = TypeVar("Given")
@@ -71,6 +71,11 @@ class SignalPlan:
     lineage: str
     durable: bool
     staged: bool
+
+    @property
+    def at_once(self) -> bool:
+        """Whether messages are sent before their snapshot is durable: without transactions Kafka knows no repeat."""
+        return self.outlets is not None and not self.staged
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +156,7 @@ def build(plan: SignalPlan) -> Dataflow:
     late = op.merge("late_events", late_there, late_here)
 
     append_late = append_to(plan.late_bus, plan.topic_late, plan.lineage)
-    op.output("late", late, LogSink(append_late, failed, durable=plan.durable))
+    op.output("late", late, LogSink(append_late, failed, durable=plan.durable, at_once=plan.at_once))
 
     rows = op.map("rows", closed, lambda pair: (pair[0], pair[1].rows))
 
@@ -175,7 +180,7 @@ def _announce(
     """Tell Kafka of dead letters and, if somebody wants them, of results."""
 
     def log_of(append: Append) -> LogSink:
-        return LogSink(append, failed, durable=plan.durable)
+        return LogSink(append, failed, durable=plan.durable, at_once=plan.at_once)
 
     dead = op.map_value("dead_letter_messages", refused, lambda some: _told(some, outlets.original_bytes_max))
     op.output("dlq", dead, log_of(append_to(outlets.bus, outlets.topic_dlq, plan.lineage)))
@@ -187,7 +192,7 @@ def _announce(
     def open_results(part: str, resume: bytes | None) -> ResultsWriter:
         assert outlets.topic_results is not None  # asked above
         append = append_to(outlets.bus, outlets.topic_results, results_writer(plan.lineage, part))
-        return ResultsWriter(append, plan.source.sets, resume, durable=plan.durable)
+        return ResultsWriter(append, plan.source.sets, resume, durable=plan.durable, at_once=plan.at_once)
 
     op.output("results", rows, RowsSink(open_results, failed, parts=OFFLINE_WRITERS))
 

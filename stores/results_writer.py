@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, cast
 
 from operators.feature_events import feature_events
 from operators.rows import join, to_tables
-from stores.writers import Append, Rows, by_set, pack_rows, unpack_rows
+from stores.log_writer import APPENDED_MAX, Append
+from stores.writers import Rows, by_set, pack_rows, unpack_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,18 +21,19 @@ if TYPE_CHECKING:
     from operators.records import RowBlock
 
 _ENCODED_ROWS = 2048
-_APPENDED_ROWS = 16_384
-"""Rows of one append, which bounds memory and the time that a transaction takes."""
 
 
 class ResultsWriter:
     """Appends an event for each row; owns its name on the bus. Repeats are told by the bus, not twice."""
 
-    def __init__(self, append: Append, sets: FeatureSets, resume: bytes | None, *, durable: bool) -> None:
-        """Tell of what the resumed snapshot held. durable: see Delivery."""
+    def __init__(
+        self, append: Append, sets: FeatureSets, resume: bytes | None, *, durable: bool, at_once: bool = False
+    ) -> None:
+        """Tell of what the resumed snapshot held. durable: see Delivery. at_once: see LogWriter."""
         self._append = append
         self._sets = sets
         self._durable = durable
+        self._at_once = at_once
         self._at, self._ready = (0, []) if resume is None else untold(resume)
         self._waiting: list[RowBlock] = []
         self._flush()
@@ -44,6 +46,8 @@ class ResultsWriter:
         """Tell of what the last snapshot held; hold what has come since."""
         self._flush()
         self._ready, self._waiting = [join(mine) for _, mine in by_set(self._waiting, self._sets)], []
+        if self._at_once:
+            self._flush()
         return pack_rows({"at": self._at}, self._ready)
 
     def close(self) -> None:
@@ -69,7 +73,7 @@ def tell_rows(append: Append, at: int, blocks: list[RowBlock], sets: FeatureSets
     messages: list[Message] = []
     for some in _events(blocks, sets):
         messages += some
-        if len(messages) >= _APPENDED_ROWS:
+        if len(messages) >= APPENDED_MAX:
             at = append(messages, at)
             messages = []
     return append(messages, at)

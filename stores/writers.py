@@ -8,7 +8,6 @@ published first; and what is staged beyond that belongs to a lost epoch and is t
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -17,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 
 from operators.errors import ResumeError
-from operators.messages import Message, pack_messages, unpack_messages
 from operators.packing import pack, unpack, unpack_meta
 from operators.records import RowBlock
 from operators.rows import join, newest, to_tables
@@ -33,8 +31,6 @@ if TYPE_CHECKING:
     from stores.features.port import Features
     from stores.offline.port import OfflineStore
 
-Append = Callable[[list[Message], int], int]
-"""(messages, at) → the place after them; repeating it changes nothing, and no messages are no work."""
 
 ROWS_MIN = 16_384
 """Fewer rows than this wait for company, in the snapshot, so that files have a sensible size …"""
@@ -259,45 +255,6 @@ def staged_tokens(state: bytes) -> tuple[str, ...]:
 def withheld_in(state: bytes) -> Withheld:
     """The rows that a committed snapshot of an OfflineWriter has counted as not written again."""
     return Withheld(*cast("list[int]", unpack_meta(state)["withheld"]))
-
-
-class LogWriter:
-    """Appends messages to a log at one snapshot later than they came; owns its partition of the log."""
-
-    def __init__(self, append: Append, resume: bytes | None, *, durable: bool) -> None:
-        """Append what the resumed snapshot held. durable: see Delivery."""
-        self._append = append
-        self._durable = durable
-        self._at, self._ready = (0, []) if resume is None else logged(resume)
-        self._waiting: list[Message] = []
-        self._flush()
-
-    def write(self, messages: list[Message]) -> None:
-        """Take messages."""
-        self._waiting += messages
-
-    def snapshot(self) -> bytes:
-        """Append what the last snapshot held; hold what has come since."""
-        self._flush()
-        self._ready, self._waiting = self._waiting, []
-        return pack({"at": self._at}, pack_messages(self._ready))
-
-    def close(self) -> None:
-        """Without durable snapshots: append everything now."""
-        if not self._durable:
-            self._flush()
-            self._ready, self._waiting = self._waiting, []
-            self._flush()
-
-    def _flush(self) -> None:
-        self._at = self._append(self._ready, self._at)
-        self._ready = []
-
-
-def logged(state: bytes) -> tuple[int, list[Message]]:
-    """(place, messages) that a committed snapshot of a LogWriter holds, ready to be appended."""
-    meta, arrays = unpack(state)
-    return cast("int", meta["at"]), unpack_messages(arrays)
 
 
 class OnlineWriter:

@@ -101,7 +101,7 @@ def test_a_message_that_is_too_large_is_named_and_blocks_nobody(kafka: str, bus:
     large = random.Random(1).randbytes(8000)  # what does not become small when it is packed
     with pytest.raises(ConfigError, match=rf"`{name}`.*max\.message\.bytes") as caught:
         bus.append(name, "w", keyed(b"before", large), at=0)
-    assert "8000 bytes" in str(caught.value)
+    assert "8001 bytes" in str(caught.value)
     bus.append(name, "w", keyed(b"after"), at=0)
     assert values(kafka, name) == [b"after"]
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from dataflows.buses.memory import MemoryBus
 from operators.messages import Message
 from stores import writers
+from stores.log_writer import LogWriter, logged
 from stores.offline.memory import MemoryOfflineStore
-from stores.writers import EPOCHS_MAX, Delivery, LogWriter, OfflineWriter, Rows, logged, staged_tokens
+from stores.writers import EPOCHS_MAX, Delivery, OfflineWriter, Rows, staged_tokens
 from tests.epochs import PLANS, SETS, Engine, hour_rows
 from tests.offline_rows import published
 
@@ -144,6 +145,22 @@ def test_a_file_that_could_not_be_written_beside_the_flow_stops_it() -> None:
             writer.write(hour_rows(number))
         with pytest.raises(ValueError, match="closed"):
             writer.snapshot()
+
+
+def test_a_log_that_cannot_tell_repeats_gets_none_between_clean_runs() -> None:
+    """Sent at once, a snapshot holds nothing that the next run would send again."""
+    sent: list[Message] = []
+
+    def append(messages: list[Message], at: int) -> int:
+        sent.extend(messages)
+        return at + len(messages)
+
+    writer = LogWriter(append, None, durable=True, at_once=True)
+    writer.write([Message(b"one"), Message(b"two")])
+    state = writer.snapshot()
+    LogWriter(append, state, durable=True, at_once=True).snapshot()
+    assert [m.value for m in sent] == [b"one", b"two"]
+    assert logged(state) == (2, [])
 
 
 def message(number: int) -> list[Message]:
