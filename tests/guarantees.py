@@ -251,4 +251,14 @@ GUARANTEES = (
         "A clock from a far future closes no window",
         ("test_kafka_results.py::test_events_from_a_far_future_close_no_window",),
     ),
+    Guarantee(
+        "Brokers, networks, disks and processes that fail and come back leave no trace in the rows, over Kafka",
+        (
+            "test_kafka_faults.py::test_a_broker_killed_while_it_is_written_to_and_read",
+            "test_kafka_faults.py::test_one_process_of_two_killed_again_and_again",
+            "test_kafka_faults.py::test_a_network_that",
+            "test_kafka_faults.py::test_a_full_disk_under_the_recovery_folder",
+            "test_kafka_topics.py::test_messages_that_retention_took_while_stopped",
+        ),
+    ),
 )

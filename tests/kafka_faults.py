@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from operators.errors import UnavailableError
 from tests.flows import LIMIT_S, SOAK, Log, Run, until
 from tests.kafka_flows import KafkaLog, KafkaPlace, on_kafka
 from tests.kafka_server import Broker, kafka_jars
@@ -22,6 +23,18 @@ from tests.kafka_server import Broker, kafka_jars
 QUICK_S = 2
 IMPATIENT = f"fetch.wait.max.ms=20,socket.timeout.ms={QUICK_S * 1000},reconnect.backoff.max.ms=500"
 """KAFKA_CONFIG of a run that takes a broker for lost after seconds, not after a minute."""
+
+
+def read_to_the_end(place: KafkaPlace, run: Run) -> None:
+    """Wait until everything is read and remembered; brokers that have just come back cannot tell yet where that is."""
+    deadline = time.monotonic() + LIMIT_S
+    while True:
+        try:
+            place.wait_until_read(run)
+        except UnavailableError:
+            assert time.monotonic() < deadline, "the broker does not come to itself"
+        else:
+            return
 
 
 def seconds(short: float, long: float) -> float:
