@@ -231,7 +231,7 @@ class Namespace:
         self.host, self.guest = f"10.213.{number}.1", f"10.213.{number}.2"
 
     def __enter__(self) -> Self:
-        """Make it. Raises OSError if this machine does not let us."""
+        """Make it. Skips the test if this machine does not let us; then the proxy has to do."""
         try:
             _system("ip", "netns", "add", self.name)
             _system("ip", "link", "add", self._near, "type", "veth", "peer", "name", self._far, "netns", self.name)
@@ -240,9 +240,9 @@ class Namespace:
             self._inside("ip", "address", "add", f"{self.guest}/30", "dev", self._far)
             self._inside("ip", "link", "set", self._far, "up")
             self._inside("ip", "link", "set", "lo", "up")
-        except OSError:
+        except OSError as error:
             self.__exit__()
-            raise
+            pytest.skip(f"networks between namespaces are NOT tested here: {error}")
         return self
 
     def __exit__(self, *error: object) -> None:
