@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import pytest
+
 from operators.errors import UnavailableError
 from tests.flows import LIMIT_S, SOAK, Log, Run, until
 from tests.kafka_flows import KafkaLog, KafkaPlace, on_kafka
