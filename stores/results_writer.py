@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from operators.feature_events import feature_events
 from operators.rows import join, to_tables
-from stores.log_writer import APPENDED_MAX, Append
+from stores.log_writer import APPENDED_MAX, Append, OneLater
 from stores.writers import Rows, by_set, pack_rows, unpack_rows
 
 if TYPE_CHECKING:
@@ -29,37 +29,24 @@ class ResultsWriter:
     def __init__(
         self, append: Append, sets: FeatureSets, resume: bytes | None, *, durable: bool, at_once: bool = False
     ) -> None:
-        """Tell of what the resumed snapshot held. durable: see Delivery. at_once: see LogWriter."""
-        self._append = append
+        """Tell of what the resumed snapshot held. durable, at_once: see OneLater."""
         self._sets = sets
-        self._durable = durable
-        self._at_once = at_once
-        self._at, self._ready = (0, []) if resume is None else untold(resume)
-        self._waiting: list[RowBlock] = []
-        self._flush()
+        resumed = (0, []) if resume is None else untold(resume)
+        told = lambda blocks, at: tell_rows(append, at, blocks, sets)  # noqa: E731  # the order of arguments alone
+        self._later = OneLater(told, resumed, durable=durable, at_once=at_once)
 
     def write(self, rows: Rows) -> None:
         """Take rows of any shard."""
-        self._waiting += rows.blocks
+        self._later.take(rows.blocks)
 
     def snapshot(self) -> bytes:
         """Tell of what the last snapshot held; hold what has come since."""
-        self._flush()
-        self._ready, self._waiting = [join(mine) for _, mine in by_set(self._waiting, self._sets)], []
-        if self._at_once:
-            self._flush()
-        return pack_rows({"at": self._at}, self._ready)
+        at, blocks = self._later.turn(lambda blocks: [join(mine) for _, mine in by_set(blocks, self._sets)])
+        return pack_rows({"at": at}, blocks)
 
     def close(self) -> None:
         """Without durable snapshots: tell of everything now."""
-        if not self._durable:
-            self._flush()
-            self._ready, self._waiting = self._waiting, []
-            self._flush()
-
-    def _flush(self) -> None:
-        self._at = tell_rows(self._append, self._at, self._ready, self._sets)
-        self._ready = []
+        self._later.close()
 
 
 def untold(state: bytes) -> tuple[int, list[RowBlock]]:

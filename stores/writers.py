@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from stores.features.port import Features
     from stores.offline.port import OfflineStore
 
-
 ROWS_MIN = 16_384
 """Fewer rows than this wait for company, in the snapshot, so that files have a sensible size …"""
 
