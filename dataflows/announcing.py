@@ -12,7 +12,6 @@ from dataflows.buses.cloudevents import CloudEvent, attribute, binary, structure
 from dataflows.set_aside import entity_of
 from operators.document_tasks import DOCUMENT_STAGES, EVENT_STAGE
 from operators.documents import doc_id
-from operators.feature_events import STRUCTURED
 from operators.messages import Message
 from operators.signal_rules import ENTITY_BYTES_MAX
 from stores.deadletters.port import storable
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from dataflows.buses.port import WritableBus
-    from operators.records import DeadLetter, SignalBatch
+    from operators.records import DeadLetter
     from stores.index_writer import IndexChange
     from stores.metadata.port import MetadataStore
     from stores.metadata.records import Document
@@ -57,11 +56,6 @@ def event(kind: str, source: str, name: str, subject: str, data: object, time_us
         time_us=time_us,
     )
     return structured(told, _utf8(subject))
-
-
-def late_event(value: bytes, batch: SignalBatch, index: int) -> Message:
-    """A late event, in its structured envelope, for the late topic."""
-    return Message(value, batch.entity(index).encode(), STRUCTURED)
 
 
 def dead_letter(letter: DeadLetter, original_bytes_max: int) -> Message:

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import bytewax.operators as op
-import numpy as np
 from bytewax.dataflow import Dataflow
 from bytewax.operators import StatefulBatchLogic
 
-from dataflows.announcing import dead_letter, late_event, signal_failed
+from dataflows.announcing import dead_letter, signal_failed
 from dataflows.observability.events import DeadLettersOpened, Failed, WindowsClosed, tell
 from dataflows.set_aside import late_at_shard_messages, late_messages, letters_of, tell_refused
 from dataflows.signal_source import SignalSource, SourcePlan
@@ -268,11 +267,7 @@ def _shares(piece: Piece, keys: tuple[str, ...]) -> list[tuple[str, Share]]:
 
 def _late_there(piece: Piece, topic: str) -> list[tuple[str, list[Message]]]:
     """Late by their partition's own watermark; always one item, so that the log's writer is awake."""
-    values = late_messages(piece, topic)
-    if piece.batch is None or piece.late is None or not values:
-        return [("log", [])]
-    index = np.flatnonzero(piece.late).tolist()
-    return [("log", [late_event(value, piece.batch, i) for value, i in zip(values, index, strict=True)])]
+    return [("log", late_messages(piece, topic))]
 
 
 def _late_here(pair: tuple[str, Closed], plan: SignalPlan) -> list[tuple[str, list[Message]]]:
@@ -280,6 +275,5 @@ def _late_here(pair: tuple[str, Closed], plan: SignalPlan) -> list[tuple[str, li
     source = plan.source
     messages: list[Message] = []
     for late in pair[1].late:
-        values = late_at_shard_messages(late, source.topic, source.bus, source.sets)
-        messages += [late_event(value, late.events, i) for i, value in enumerate(values)]
+        messages += late_at_shard_messages(late, source.topic, source.bus, source.sets)
     return [("log", messages)] if messages else []

@@ -14,8 +14,7 @@ from urllib.parse import quote
 
 import orjson
 
-from operators.feature_events import STRUCTURED
-from operators.messages import Message
+from operators.messages import STRUCTURED, Message
 from operators.signal_rules import is_json_type
 
 SPECVERSION = "1.0"

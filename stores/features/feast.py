@@ -10,7 +10,7 @@ import os
 import shlex
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -104,10 +104,11 @@ class FeastFeatures:
         store, provider = self._open()
         feast_view, name = self._feast_view(view), view.name
         entities = rows.column("entity_id").to_pylist()
-        keys = _serialized(entities, store.config.entity_key_serialization_version)
         times_us = microseconds(rows, "created_at").tolist()
         lane = sqlite_lane(provider, store.config, feast_view)
-        self._remember_stored(view, dict(zip(entities, keys, strict=True)), lane)
+        version = store.config.entity_key_serialization_version
+        keys = {} if lane is None else dict(zip(entities, _serialized(entities, version), strict=True))
+        self._remember_stored(view, entities, lane, keys)
         fresh = [i for i, e in enumerate(entities) if self._newest.is_newer(name, e, times_us[i])]
         if fresh:
             chosen = rows if len(fresh) == len(rows) else rows.take(pa.array(fresh))
@@ -115,15 +116,17 @@ class FeastFeatures:
                 provider.online_write_batch(store.config, feast_view, _protos(chosen, view.columns), None)
             else:
                 times = (_TIMES, [value.SerializeToString() for value in _times(chosen)])
-                lane.write([keys[i] for i in fresh], _timestamps(chosen), chosen, view.columns, times)
+                lane.write([keys[entities[i]] for i in fresh], _timestamps(chosen), chosen, view.columns, times)
         for i in fresh:
             self._newest.remember(name, entities[i], times_us[i])
         self._newest.forget(name, self._entities_max)
 
-    def _remember_stored(self, view: View, keys: dict[str, bytes], lane: SqliteLane | None) -> None:
-        """Look up what is stored of the entities of which nothing is remembered."""
+    def _remember_stored(
+        self, view: View, entities: Sequence[str], lane: SqliteLane | None, keys: Mapping[str, bytes]
+    ) -> None:
+        """Look up what is stored of the entities of which nothing is remembered. keys: of all, for the lane."""
         name = view.name
-        unknown = self._newest.unknown(name, keys)
+        unknown = self._newest.unknown(name, entities)
         if lane is not None and unknown:
             stored = lane.stored([keys[entity] for entity in unknown])
             for entity in unknown:
