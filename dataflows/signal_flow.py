@@ -26,10 +26,11 @@ from operators.watermark import Status
 from operators.windows import Shard
 from stores.results_writer import ResultsWriter
 from stores.sinks import DeadLetterSink, LogSink, OnlineSink, RowsSink
-from stores.writers import Delivery, OfflineWriter, Rows
+from stores.writers import Delivery, OfflineWriter, Rows, partitioned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from concurrent.futures import Executor
 
     from bytewax.operators import KeyedStream
 
@@ -51,6 +52,9 @@ Given = TypeVar("Given")
 FLOW = "signals"
 OFFLINE_WRITERS = 4
 _WRITING_THREADS = 2
+_AHEAD_ROWS = 4_096
+"""So many closed rows are laid out as tables by another thread while the next shard closes its windows."""
+
 STEPS = ("read", "dead_letters", "late", "windows", "offline", "online", "dlq", "failed", "results")
 """Steps with state: their names are part of the snapshots and never change."""
 
@@ -97,9 +101,10 @@ class Closed:
 class WindowsLogic(StatefulBatchLogic["Share", "Closed", bytes]):
     """One shard as Bytewax sees it: it never flushes on its own, and its snapshot is bytes."""
 
-    def __init__(self, sets: FeatureSets, resume: bytes | None) -> None:
-        """resume: what `snapshot` returned."""
+    def __init__(self, sets: FeatureSets, resume: bytes | None, beside: Executor) -> None:
+        """resume: what `snapshot` returned. beside: the threads that write files."""
         self._sets = sets
+        self._beside = beside
         self._shard = Shard(sets, resume)
 
     def on_batch(self, values: list[Share]) -> tuple[Iterable[Closed], bool]:
@@ -117,7 +122,10 @@ class WindowsLogic(StatefulBatchLogic["Share", "Closed", bytes]):
         silent = any(s.tick.status is not Status.LIVE for s in values)
         ended = any(s.tick.status is Status.ENDED for s in values)
         self._tell_closed(blocks)
-        return [Closed(Rows(tuple(blocks), final=silent, ended=ended), tuple(late))], False
+        ahead = None
+        if sum(map(len, blocks)) >= _AHEAD_ROWS:
+            ahead = self._beside.submit(partitioned, blocks, self._sets)
+        return [Closed(Rows(tuple(blocks), silent, ended, ahead), tuple(late))], False
 
     def on_eof(self) -> tuple[Iterable[Closed], bool]:
         """The run stops here, not the log: windows stay open; the stores need not wait for more rows."""
@@ -148,7 +156,8 @@ def build(plan: SignalPlan) -> Dataflow:
     op.output("dead_letters", refused, DeadLetterSink(plan.dead_letters, failed))
 
     shares = op.flat_map_batch("split", pieces, _logged("split", lambda p: _shares(p, keys)))
-    closed = op.stateful_batch("windows", shares, lambda resume: WindowsLogic(source.sets, resume))
+    beside = ThreadPoolExecutor(_WRITING_THREADS, "offline")
+    closed = op.stateful_batch("windows", shares, lambda resume: WindowsLogic(source.sets, resume, beside))
 
     late_there = op.flat_map_batch("late_at_partition", pieces, _logged("late", lambda p: _late_there(p, source.topic)))
     late_here = op.flat_map_batch("late_at_shard", closed, _logged("late", lambda c: _late_here(c, plan)))
@@ -159,7 +168,7 @@ def build(plan: SignalPlan) -> Dataflow:
 
     rows = op.map("rows", closed, lambda pair: (pair[0], pair[1].rows))
 
-    delivery = Delivery(plan.durable, plan.staged, ThreadPoolExecutor(_WRITING_THREADS, "offline"))
+    delivery = Delivery(plan.durable, plan.staged, beside)
 
     def open_offline(part: str, resume: bytes | None) -> OfflineWriter:
         name = f"{plan.lineage}.{part}"
