@@ -10,10 +10,10 @@ export PIP_CACHE_DIR ?= $(CURDIR)/.venv/.cache/pip
 export MPLCONFIGDIR ?= $(CURDIR)/.venv/.cache/matplotlib
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help run test soak lint bench docs lock clean
+.PHONY: help run test soak soak-kafka lint bench docs lock clean
 
 help: ## Say what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 run: $(SETUP) ## Run the demo: real readings, live and as batch, to features served by Feast
 	@.venv/bin/headrace demo $(ARGS)
@@ -22,7 +22,11 @@ test: $(SETUP) ## Run all tests
 	@.venv/bin/python -m pytest -n auto $(ARGS)
 
 soak: $(SETUP) ## Run the tests that kill, stop and reshuffle the flow with many more seeds (minutes; SOAK=3 for more)
-	@HEADRACE_SOAK=$(or $(SOAK),1) .venv/bin/python -m pytest -n auto tests/crash tests/test_bit_identity.py $(ARGS)
+	@HEADRACE_SOAK=$(or $(SOAK),1) .venv/bin/python -m pytest -n auto tests/crash tests/test_bit_identity.py \
+		tests/test_kafka_faults.py tests/test_kafka_topics.py $(ARGS)
+
+soak-kafka: $(SETUP) ## Run the signal path over a Kafka of its own for MINUTES=30 and say whether anything grows
+	@.venv/bin/python -m tests.soak --minutes $(or $(MINUTES),30) $(ARGS)
 
 lint: $(SETUP) ## Check style (ruff) and types (mypy, strict)
 	@.venv/bin/ruff check .

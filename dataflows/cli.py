@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dataflows import cli_documents
+from dataflows import cli_documents, cli_kafka
 from dataflows.cli_output import Json, Limit, print_json, print_summary
 from operators.errors import ConfigError, HeadraceError
 
@@ -43,6 +43,7 @@ app = _group(
 backfill = _group("Compute history from complete files, or write it to files.")
 dlq = _group("Look at refused inputs, replay or drop them.")
 late = _group("Look at events that came after their watermark.")
+topics = _group("Look at the topics on Kafka, or make them.")
 verify = _group("Hold what was written against what it was made from.")
 app.add_typer(backfill, name="backfill")
 app.command()(cli_documents.documents)
@@ -50,6 +51,11 @@ app.command()(cli_documents.search)
 app.add_typer(dlq, name="dlq")
 app.add_typer(late, name="late")
 app.add_typer(verify, name="verify")
+app.add_typer(topics, name="topics")
+app.command()(cli_kafka.doctor)
+app.command()(cli_kafka.produce)
+topics.command("create")(cli_kafka.topics_create)
+topics.command("list")(cli_kafka.topics_list)
 verify.command("documents")(cli_documents.verify_documents)
 
 Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Which ones, as `headrace dlq list` shows them.")]
@@ -147,7 +153,7 @@ def backfill_signals(
             "--input",
             "-i",
             metavar="PATTERN",
-            help="Files: .jsonl, .csv or .parquet, each a partition. May be repeated.",
+            help="Files: .jsonl, .csv, .parquet, .arrow or .arrows, each a partition. May be repeated.",
         ),
     ],
     *,

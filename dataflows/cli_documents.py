@@ -38,11 +38,15 @@ def documents(
     something changed: what is in the ledger with the same content and the same settings is not read again, and no text
     is embedded twice. A document that cannot be read becomes a dead letter. Prints what became of every document.
 
+    With KAFKA_BROKERS, messages on TOPIC_DOCS bring documents as well, take them away, and point at files that have
+    changed; `--once` reads them to the end of the topic.
+
     \b
     Settings that matter most (README.md lists all):
       INGEST_SOURCES            folders, files and globs, with commas between them
       SOURCE_INCLUDE            what is a document [**/*.md,**/*.txt,**/*.pdf]
       SOURCE_POLL_INTERVAL_SEC  seconds between two looks [60]
+      TOPIC_DOCS                with KAFKA_BROKERS, messages about documents [docs]
       PII_REDACTION             off, regex or presidio [off]
       CHUNK_SIZE                characters of a chunk, at most [1000]
       EMBEDDINGS                local, stub or openai [local]

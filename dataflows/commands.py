@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -10,18 +11,19 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from dataflows.announcing import replayed
 from dataflows.batch import BatchPlan, run_batch
 from dataflows.display import progress_bar
 from dataflows.document_wiring import metadata_as_it_is
 from dataflows.kernel_cache import drop_stale_kernels
 from dataflows.observability.logs import set_up_logs
-from dataflows.wiring import dead_letters_of, features_of, local_bus_of, offline_of
-from operators.document_tasks import DOCUMENT_STAGES
+from dataflows.sources.topic import tried_again
+from dataflows.wiring import bus_of, dead_letters_of, features_of, offline_of
+from operators.document_tasks import DOCUMENT_STAGES, EVENT_STAGE
 from operators.documents import doc_id
 from operators.errors import ConfigError, CorruptStoreError
 from stores.deadletters.port import LetterFilter
 from stores.features.port import views_of
-from stores.metadata.records import Delete
 from stores.offline.disk import locked
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 _PAGE = 1000
 _SCAN_EVENTS = 4096
+_WAIT_S = 0.002
 REPLAY_PARTITION = "replayed-0"
 
 
@@ -158,29 +161,33 @@ def _letter(settings: Settings, letter_id: str) -> DeadLetter:
 def replay_letters(settings: Settings, ids: Sequence[str] | None) -> int:
     """Have the originals tried again, then forget the letters.
 
-    Signals are appended to a partition of their own of the signals topic; documents are forgotten, so that the next
-    look at their source finds them. Killed half-way, some are on the topic and still letters: replaying them again
-    makes duplicates, which the flow drops. Two replays at once wait for each other, since the partition has one writer
-    at a time.
+    Signals are appended to the signals topic, in a folder to a partition of their own; documents are forgotten, so that
+    the next look at their source finds them. Killed half-way, some are on the topic and still letters: replaying them
+    again makes duplicates, which the flow drops. Two replays at once wait for each other, since there is one writer.
     """
-    if settings.kafka_brokers:
-        raise ConfigError(
-            "KAFKA_BROKERS is set, and this version cannot write to Kafka yet: `headrace dlq show ID --raw` gives"
-            " what to send again"
-        )
-    bus = local_bus_of(settings)
-    topic = settings.topic_signals
     lock = settings.bus_dir / settings.topic_dlq / "replay.lock"
-    with closing(dead_letters_of(settings)) as store, locked(lock):
+    with closing(bus_of(settings)) as bus, closing(dead_letters_of(settings)) as store, locked(lock):
         done = 0
         for page in _pages(store, ids):
             found = [kept for i in page if (kept := store.get(i)) is not None]
-            originals = [kept.original for kept in found if kept.stage not in DOCUMENT_STAGES]
-            if originals:
-                bus.append(topic, REPLAY_PARTITION, originals, at=bus.end(topic, REPLAY_PARTITION))
+            topics = [_topic_of(settings, kept) for kept in found]
+            for topic in sorted({topic for topic in topics if topic is not None}):
+                originals = [replayed(kept) for kept, of in zip(found, topics, strict=True) if of == topic]
+                bus.append(topic, REPLAY_PARTITION, originals, at=bus.written(topic, REPLAY_PARTITION))
             _forget(settings, [kept.partition for kept in found if kept.stage in DOCUMENT_STAGES])
             done += store.drop(page)
         return done
+
+
+def _topic_of(settings: Settings, letter: DeadLetter) -> str | None:
+    """The topic that the original is a message of; None if it is none. Raises ConfigError if it cannot be reached."""
+    if letter.stage in DOCUMENT_STAGES:
+        return None
+    if letter.stage != EVENT_STAGE:
+        return settings.topic_signals
+    if not settings.kafka_brokers:
+        raise ConfigError(f"dead letter `{letter.letter_id}` is a message of Kafka's: set KAFKA_BROKERS to replay it")
+    return settings.topic_docs
 
 
 def _forget(settings: Settings, uris: Sequence[str]) -> None:
@@ -188,8 +195,9 @@ def _forget(settings: Settings, uris: Sequence[str]) -> None:
     if not uris:
         return
     with closing(metadata_as_it_is(settings)) as metadata:
-        known = {uri: metadata.document(doc_id(uri)) for uri in uris}
-        metadata.apply([Delete(uri) for uri, document in known.items() if document and document.state == "dead"])
+        documents = [document for uri in uris if (document := metadata.document(doc_id(uri))) is not None]
+        space = metadata.active_space() or ""  # there is one, or no document
+        metadata.apply([tried_again(document, space) for document in documents if document.state == "dead"])
 
 
 def drop_letters(settings: Settings, ids: Sequence[str] | None) -> int:
@@ -206,11 +214,12 @@ def late_events(settings: Settings, *, limit: int) -> tuple[list[dict[str, objec
     """
     found: list[dict[str, object]] = []
     seen: set[object] = set()
-    for message in _messages(local_bus_of(settings), settings.topic_late):
-        event = _late_event(message, settings.topic_late)
-        if event["id"] not in seen and len(found) < limit:
-            found.append(event)
-        seen.add(event["id"])
+    with closing(bus_of(settings)) as bus:
+        for message in _messages(bus, settings.topic_late):
+            event = _late_event(message, settings.topic_late)
+            if event["id"] not in seen and len(found) < limit:
+                found.append(event)
+            seen.add(event["id"])
     return found, len(seen)
 
 
@@ -237,6 +246,8 @@ def _messages(bus: Bus, topic: str) -> Iterator[bytes]:
     for partition in bus.partitions(topic):
         with closing(bus.reader(topic, partition, None)) as reader:
             while (chunk := reader.poll(_SCAN_EVENTS)) is not None:
+                if len(chunk.lengths) == 0:
+                    time.sleep(_WAIT_S)  # they are on their way
                 yield from (chunk.message(i) for i in range(len(chunk.lengths)))
 
 

@@ -33,7 +33,7 @@ class Settings(BaseSettings):
     )
     kafka_brokers: str = Field(
         "",
-        description="Signals come from this Kafka: `host:port` with commas between; empty = from BUS_DIR.",
+        description="Topics are on this Kafka: `host:port` with commas between; empty = in BUS_DIR.",
     )
     kafka_offset_reset: Literal["error", "earliest", "latest"] = Field(
         "error",
@@ -233,6 +233,11 @@ class Settings(BaseSettings):
     def watermark_us(self) -> int:
         """WATERMARK_SECONDS in microseconds."""
         return round(self.watermark_seconds * 1_000_000)
+
+    @property
+    def max_future_us(self) -> int:
+        """MAX_FUTURE_SECONDS in microseconds."""
+        return round(self.max_future_seconds * 1_000_000)
 
     def feature_sets(self) -> FeatureSets:
         """Read and check feature_sets.toml, with FEATURE_WINDOWS and FEATURE_SET_VERSION on top.

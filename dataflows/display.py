@@ -48,6 +48,10 @@ _MEANING = {
     "version": "of the dataset",
     "digest": "of its rows, whatever file they are in",
     "replayed": "dead letters, to be tried again",
+    "sent": "signals, acknowledged",
+    "failed": "signals that were not taken",
+    "seconds": "from the first to the last",
+    "rate": "signals a second",
 }
 
 
@@ -61,6 +65,8 @@ _WOULD = {
 }
 """What counts mean in a plan."""
 
+_CHECK_WIDTH = len("feature sets")
+_DAY_S = 86_400
 _WIDE = 130
 _WHOLE = ("id", "reason", "time")
 
@@ -183,6 +189,30 @@ def show_hits(hits: Sequence[Mapping[str, object]]) -> None:
         out.print(Padding(Text(text), (0, 0, 1, 3)))
 
 
+def show_finding(check: str, state: str, says: str) -> None:
+    """Print what was found about one thing, a line or a few; what no terminal should obey is escaped."""
+    mark, style = {"ok": ("✓", "green"), "wrong": ("✗", "bold red")}.get(state, ("–", "dim"))
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style=style)
+    table.add_column(style="bold", min_width=_CHECK_WIDTH)
+    table.add_column(overflow="fold", style="dim" if state == "skipped" else "")
+    table.add_row(mark, check, *_cells({"says": says}, "says"))
+    console().print(table)
+
+
+def show_topics(records: Sequence[Mapping[str, object]]) -> None:
+    """Print topics, a line each."""
+    names = list(records[0]) if records else []
+    short = {"replication": "copies", "retention_seconds": "kept", "bytes_max": "largest"}
+    table = _table(*(short.get(name, name) for name in names))
+    for record in records:
+        shown = {name: "–" if value is None else _count(value) for name, value in record.items()}
+        if isinstance(kept := record.get("retention_seconds"), int):
+            shown["retention_seconds"] = "for ever" if kept < 0 else f"{kept / _DAY_S:g} d"
+        table.add_row(*_cells(shown, *names))
+    console().print(table)
+
+
 @contextmanager
 def progress_bar(what: str, size_bytes: int | None, *, quiet: bool) -> Iterator[Callable[[int], None]]:
     """A bar on stderr that the yielded function advances; none if `quiet`, and none where stderr is no terminal."""
@@ -199,14 +229,17 @@ def progress_bar(what: str, size_bytes: int | None, *, quiet: bool) -> Iterator[
 
 @contextmanager
 def task_bar(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr that the yielded function sets to (done, of); none if `quiet` or where stderr is no terminal."""
+    """A bar on stderr that the yielded function sets to (done, of); none if `quiet` or where stderr is no terminal.
+
+    of: 0 where nobody knows.
+    """
     if quiet or not sys.stderr.isatty():
         yield lambda _done, _of: None
         return
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(what, total=None)
-        yield lambda done, of: progress.update(task, completed=done, total=of)
+        yield lambda done, of: progress.update(task, completed=done, total=of or None)
 
 
 def _table(*names: str) -> Table:

@@ -19,6 +19,7 @@ from dataflows.document_wiring import DocumentParts, open_parts, vectors_url
 from dataflows.engine import STOP
 from dataflows.preparing import Prepared, Preparer
 from dataflows.sources.discovery import Item, Work, plan
+from dataflows.sources.topic import reading_order
 from operators.document_tasks import Task
 from operators.documents import Chunk, chunk_keys, doc_id, memo_key
 from operators.errors import RetryableError
@@ -88,6 +89,7 @@ def look_at_documents(settings: Settings, advanced: Callable[[int, int], None] =
         check = _DocumentCheck(parts, listed, work, settings.document_bytes_max)
         differences = [Difference("missing", "listed, and not in the ledger", i.found.uri) for i in work.added]
         with ThreadPoolExecutor(_READERS, "verify") as pool:
+            ledger.sort(key=lambda known: reading_order(known.source, known.uri, known.fingerprint))
             for done, found in enumerate(pool.map(check.differences_of, ledger), start=1):
                 differences += found
                 advanced(done, len(ledger))

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from dataflows.progress import Progress
     from operators.embedders.port import Embedder
     from stores.deadletters.port import DeadLetters
+    from stores.index_writer import Announcer
     from stores.metadata.port import MetadataStore
     from stores.patience import Patience
     from stores.vectors.port import VectorStore
@@ -52,6 +53,7 @@ class DocumentPlan:
     vectors: VectorStore
     metadata: MetadataStore
     dead_letters: DeadLetters
+    announcer: Announcer | None
     batch_max: int
     patience: Patience
 
@@ -143,7 +145,7 @@ class _Writer:
 
     def __init__(self, plan: DocumentPlan) -> None:
         self._plan = plan
-        self._index = IndexWriter(plan.vectors, plan.metadata, plan.dead_letters)
+        self._index = IndexWriter(plan.vectors, plan.metadata, plan.dead_letters, plan.announcer)
 
     def write(self, batch: list[Embedded] | Sweep | RetryableError) -> None:
         if isinstance(batch, RetryableError):

@@ -16,14 +16,17 @@ from dataflows.document_check import Look, folder_of, look_at_documents
 from dataflows.document_runner import run_documents
 from dataflows.document_wiring import DocumentParts, open_parts, vectors_of, vectors_url
 from dataflows.engine import Cluster
+from dataflows.preparing import stored_chunks
 from dataflows.sources.discovery import discover
+from dataflows.sources.topic import TOPIC_SCHEME
 from operators.documents import doc_id
 from operators.errors import CorruptStoreError
-from stores.metadata.records import Change, Delete, Document, Upsert
+from stores.metadata.records import Change, Delete, Upsert
 from stores.vectors import drop_vectors
 
 if TYPE_CHECKING:
     from dataflows.config import Settings
+    from stores.metadata.port import MetadataStore
 
 FORGOTTEN = frozenset(
     {
@@ -98,7 +101,7 @@ def _mender(settings: Settings, look: Look) -> Callable[[DocumentParts], Documen
             uris = {known.uri for known in metadata.ledger() if known.state == "ready"}
         metadata.add_space(vectors.space)
         for uri in sorted(uris & look.listed):
-            metadata.apply(_forgotten(metadata.document(doc_id(uri)), vectors.space))
+            metadata.apply(_forgotten(metadata, doc_id(uri), vectors.space))
         if "vector_damage" in words:
             drop_vectors(vectors_url(settings), vectors.space)
             return replace(parts, vectors=vectors_of(settings, vectors.space, vectors.dim))
@@ -108,11 +111,17 @@ def _mender(settings: Settings, look: Look) -> Callable[[DocumentParts], Documen
     return mend
 
 
-def _forgotten(document: Document | None, space: str) -> list[Change]:
-    """What makes a run take the document for one that has changed: it stays in the ledger, with nothing of it done."""
+def _forgotten(metadata: MetadataStore, name: str, space: str) -> list[Change]:
+    """What makes a run take the document for one that has changed: it stays in the ledger, with nothing of it done.
+
+    One that came in a message keeps its chunks for now: its message may be gone, and then they are all there is of it.
+    """
+    document = metadata.document(name)
     if document is None:
         return []
-    return [Delete(document.uri), Upsert(replace(document, memo_key="", shape=""), space)]
+    came = document.source.startswith(TOPIC_SCHEME)
+    chunks = stored_chunks(metadata, name, space) if came else None
+    return [Delete(document.uri), Upsert(replace(document, memo_key="", shape=""), space, chunks or ())]
 
 
 def _remove(parts: DocumentParts, keys: Sequence[int]) -> None:

@@ -50,7 +50,7 @@ def run_documents(
     away.
     """
     set_up(settings)
-    progress = Progress(advanced)
+    progress = Progress(advanced, topic=bool(settings.kafka_brokers))
     away: dict[str, str] = {}
     with open_parts(settings) as parts:
         runs: list[DocumentRun] = []
@@ -81,7 +81,7 @@ def bare_flow() -> Dataflow:
 
 
 def _bare(settings: Settings) -> Job:
-    progress = Progress()
+    progress = Progress(topic=bool(settings.kafka_brokers))
     opened = ExitStack()
     failures: list[Failed] = []
     watch(lambda event: failures.append(event) if isinstance(event, Failed) else None)

@@ -1,10 +1,12 @@
 """Documents as Bytewax sees them: looks at the sources, and prepares what has changed in threads of its own.
 
-One partition: there is one ledger. It never blocks; what is prepared is handed on in the order of the plan.
+One partition: there is one ledger. It never blocks; what is prepared is handed on in the order of the plan. A look at
+the sources and a batch of messages about documents take turns: each is done before the next one begins.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,10 +17,12 @@ from typing import TYPE_CHECKING
 
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 
+from dataflows.document_events import EventBatch
 from dataflows.embedding import chunks_in
 from dataflows.observability.events import Failed, SourceAway, tell
 from dataflows.preparing import Prepared
 from dataflows.sources.discovery import Item, discover
+from dataflows.sources.topic import reading_order
 from operators.document_tasks import Task, TaskKind
 from operators.errors import ResumeError
 from operators.packing import pack, unpack_meta
@@ -26,6 +30,7 @@ from operators.packing import pack, unpack_meta
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from dataflows.document_events import DocumentEvents
     from dataflows.preparing import Preparer
     from dataflows.progress import Progress
     from dataflows.sources.discovery import Discovery, Work
@@ -47,6 +52,7 @@ _BATCH_CHUNKS = 256
 
 _BUSY = timedelta(milliseconds=2)
 _RESTING = timedelta(milliseconds=100)
+_LISTENING = timedelta(milliseconds=20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +67,8 @@ class DocumentSourcePlan:
     once: end when everything found is done. poll_s: seconds from one look to the next. sweep: whether a run before
     this one died. building: whether searches are answered from another space, which must keep what was renamed until
     this one answers. allow_mass_delete: in the first look. finished: called when everything that a look found is
-    done; whether there is more to do now.
+    done; whether there is more to do now. events: messages about documents, read whenever no look is due, and with
+    `once` to the end of their topic; closed by the source.
     """
 
     sources: Sequence[Source]
@@ -75,6 +82,7 @@ class DocumentSourcePlan:
     sweep: bool
     building: Callable[[], bool]
     finished: Callable[[Discovery], bool]
+    events: DocumentEvents | None = None
 
 
 class DocumentSource(FixedPartitionedSource["Prepared | Sweep", bytes]):
@@ -99,8 +107,8 @@ class _Partition(StatefulSourcePartition["Prepared | Sweep", bytes]):
         self._plan = plan
         self._turn = turn
         self._pool = ThreadPoolExecutor(plan.fetchers, "prepare")
-        self._look: Future[Discovery] | None = None
-        self._found: Discovery | None = None
+        self._look: Future[Discovery | EventBatch] | None = None
+        self._found: Discovery | EventBatch | None = None
         self._todo: deque[Task] = deque()
         self._coming: deque[tuple[Task, Future[Prepared]]] = deque()
         self._coming_bytes = 0
@@ -122,19 +130,21 @@ class _Partition(StatefulSourcePartition["Prepared | Sweep", bytes]):
         return out
 
     def next_awake(self) -> datetime | None:
-        resting = self._look is None and self._found is None
-        return datetime.now(UTC) + (_RESTING if resting else _BUSY)
+        resting = _RESTING if self._plan.events is None else _LISTENING
+        return datetime.now(UTC) + (resting if self._look is None and self._found is None else _BUSY)
 
     def snapshot(self) -> bytes:
         return pack({"turn": self._turn}, {})
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._plan.events is not None:
+            self._plan.events.close()
 
     def _next(self) -> list[Prepared | Sweep] | None:
         """What is ready; None when everything found is done and nobody wants another look."""
-        if self._found is None:
-            self._look_at_sources()
+        if self._found is None and not self._look_for_work():
+            return None
         self._submit()
         ready: list[Prepared | Sweep] = []
         chunks = 0
@@ -150,21 +160,58 @@ class _Partition(StatefulSourcePartition["Prepared | Sweep", bytes]):
             return [Sweep()]
         if self._plan.sweep and not self._plan.progress.sweeps:
             return []
+        self._end()
+        return [] if self._look_for_work() else None
+
+    def _end(self) -> None:
+        """Everything that the look or the messages asked for is done."""
         found, self._found = self._found, None
+        if isinstance(found, EventBatch):
+            assert self._plan.events is not None
+            self._plan.events.done()
+            return
+        assert found is not None
         self._allow_mass_delete = False
         more = self._plan.finished(found)
-        self._look_at = time.monotonic() + (0.0 if more else self._plan.poll_s)
-        return None if self._plan.once and not more else []
+        rest_s = math.inf if self._plan.once else self._plan.poll_s
+        self._look_at = time.monotonic() + (0.0 if more else rest_s)
 
-    def _look_at_sources(self) -> None:
-        """Begin a look when it is time; take in what it found when it has ended."""
+    def _look_for_work(self) -> bool:
+        """Begin a look when it is time, else read messages; take in what there is to do when that is known.
+
+        False if there is nothing any more, with `once`.
+        """
         if self._look is None:
+            events = self._plan.events
             if time.monotonic() >= self._look_at:
                 self._look = self._pool.submit(self._discovered)
-            return
-        if not self._look.done():
-            return
-        found, self._look = self._look.result(), None
+                return True
+            told = None if events is None else events.read()
+            if events is not None and told:
+                self._look = self._pool.submit(events.batch, told)
+            return told is not None or not self._plan.once
+        if self._look.done():
+            found, self._look = self._look.result(), None
+            self._turn += 1
+            self._found = found
+            if isinstance(found, EventBatch):
+                self._take_messages(found)
+            else:
+                self._take_look(found)
+        return True
+
+    def _take_messages(self, batch: EventBatch) -> None:
+        tasks = tasks_of(batch.work, self._turn)
+        self._todo.extend(tasks)
+        for letter in batch.letters:
+            name = f"{letter.source}/{letter.partition}/{letter.offset}"
+            task = Task(self._turn, "refused", name, letter.source, "", 0)
+            ready: Future[Prepared] = Future()
+            ready.set_result(Prepared(task, None, letter))
+            self._coming.append((task, ready))
+        self._plan.progress.heard(batch, len(tasks) + len(batch.letters))
+
+    def _take_look(self, found: Discovery) -> None:
         for name, error in found.failed.items():
             tell(SourceAway(name, str(error)))
         for name, documents in found.unnamed.items():
@@ -172,8 +219,6 @@ class _Partition(StatefulSourcePartition["Prepared | Sweep", bytes]):
                 self._unnamed.add(name)
                 keeps = f"INGEST_SOURCES no longer names it; its {documents} documents stay"
                 tell(SourceAway(name, f"{keeps} until --allow-mass-delete removes them"))
-        self._turn += 1
-        self._found = found
         work = found.work.with_old_names() if self._plan.building() else found.work
         self._todo.extend(tasks_of(work, self._turn))
         self._plan.progress.looked(work, len(self._todo))
@@ -201,7 +246,10 @@ class _Partition(StatefulSourcePartition["Prepared | Sweep", bytes]):
 
 
 def tasks_of(work: Work, turn: int) -> list[Task]:
-    """The tasks of a plan, by uri; what is gone comes last, so that its texts are found where they have moved to."""
+    """The tasks of a plan, in an order that is read fast.
+
+    What is gone comes last, so that its texts are found where they have moved to.
+    """
     lists: tuple[tuple[TaskKind, tuple[Item, ...]], ...] = (
         ("added", work.added),
         ("updated", work.updated),
@@ -218,7 +266,9 @@ def tasks_of(work: Work, turn: int) -> list[Task]:
             Task(turn, "renamed", found.uri, rename.item.source, found.fingerprint, found.size_bytes, rename.old.uri)
         )
     tasks += [Task(turn, "deleted", known.uri, known.source, known.fingerprint, 0) for known in work.deleted]
-    return sorted(tasks, key=lambda task: (task.kind == "deleted", task.uri))
+    return sorted(
+        tasks, key=lambda task: (task.kind == "deleted", *reading_order(task.source, task.uri, task.fingerprint))
+    )
 
 
 def _turn_in(state: bytes) -> int:

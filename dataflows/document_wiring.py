@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from dataflows.announcing import DocumentAnnouncer
+from dataflows.document_events import DocumentEvents
 from dataflows.document_flow import DocumentPlan
 from dataflows.document_source import DocumentSourcePlan
 from dataflows.embedders import open_embedder
@@ -19,7 +21,8 @@ from dataflows.engine import STOP
 from dataflows.extraction import Extraction
 from dataflows.preparing import Preparer, Stages
 from dataflows.sources import open_sources
-from dataflows.wiring import dead_letters_of
+from dataflows.sources.topic import TopicSource
+from dataflows.wiring import bus_of, dead_letters_of, outlets_of
 from operators.chunk import Chunker
 from operators.errors import CorruptStoreError
 from operators.extract import ExtractLimits
@@ -29,6 +32,7 @@ from stores.sqlite import sqlite_path
 from stores.vectors import drop_vectors, open_vectors
 
 if TYPE_CHECKING:
+    from dataflows.buses.port import WritableBus
     from dataflows.config import Settings
     from dataflows.progress import Progress
     from dataflows.sources.discovery import Discovery
@@ -44,13 +48,19 @@ _FETCHERS = 8
 
 @dataclass(frozen=True, slots=True)
 class DocumentParts:
-    """The opened ports of the document path. Closed by whoever opened them."""
+    """The opened ports of the document path. Closed by whoever opened them.
+
+    sources: all of them. topic: the one among them whose documents come in messages, told: the bus that hears of all
+    documents, if KAFKA_BROKERS are set.
+    """
 
     sources: tuple[Source, ...]
     stages: Stages
     embedder: Embedder
     metadata: MetadataStore
     vectors: VectorStore
+    topic: TopicSource | None = None
+    told: WritableBus | None = None
 
 
 def cores() -> int:
@@ -82,7 +92,9 @@ def embedder_of(settings: Settings) -> Embedder:
 
 
 def sources_of(settings: Settings) -> tuple[Source, ...]:
-    """The sources of documents. Raises ConfigError if there is none."""
+    """The sources of INGEST_SOURCES. Raises ConfigError if there is none, and no topic either."""
+    if settings.kafka_brokers and not _listed(settings.ingest_sources):
+        return ()
     return open_sources(
         _listed(settings.ingest_sources),
         include=_listed(settings.source_include),
@@ -138,7 +150,13 @@ def open_parts(settings: Settings, *, make: bool = True) -> Iterator[DocumentPar
         stages = stages_of(settings, embedder, extraction)
         metadata = opened.enter_context(closing(metadata_of(settings) if make else metadata_as_it_is(settings)))
         vectors = vectors_of(settings, embedder.space, embedder.dim)
-        yield DocumentParts(sources, stages, embedder, metadata, vectors)
+        topic = told = None
+        if settings.kafka_brokers:
+            bus = opened.enter_context(closing(bus_of(settings)))
+            told = opened.enter_context(closing(bus_of(settings, at_least_once=True)))
+            topic = TopicSource(bus, settings.topic_docs, metadata, event_bytes_max=settings.event_bytes_max)
+            sources = (*sources, topic)
+        yield DocumentParts(sources, stages, embedder, metadata, vectors, topic, told)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +241,7 @@ def document_plan(  # noqa: PLR0913  # what a run is made of, each once
         sweep=run.sweep,
         building=building,
         finished=finished,
+        events=events_of(settings, parts),
     )
     return DocumentPlan(
         source=source,
@@ -230,8 +249,29 @@ def document_plan(  # noqa: PLR0913  # what a run is made of, each once
         vectors=parts.vectors,
         metadata=parts.metadata,
         dead_letters=dead_letters_of(settings),
+        announcer=announcer_of(settings, parts),
         batch_max=settings.max_embed_batch,
         patience=patience,
+    )
+
+
+def announcer_of(settings: Settings, parts: DocumentParts) -> DocumentAnnouncer | None:
+    """Who tells Kafka of documents; None without it. Raises ConfigError if a topic is missing."""
+    outlets = None if parts.told is None else outlets_of(settings, parts.told)
+    return None if outlets is None else DocumentAnnouncer(outlets, parts.metadata)
+
+
+def events_of(settings: Settings, parts: DocumentParts) -> DocumentEvents | None:
+    """The messages of TOPIC_DOCS; None without KAFKA_BROKERS. Nobody is called."""
+    if parts.topic is None:
+        return None
+    return DocumentEvents(
+        parts.topic,
+        [source for source in parts.sources if source is not parts.topic],
+        parts.metadata,
+        parts.stages.shape,
+        limit_bytes=settings.document_bytes_max,
+        may_reset=settings.kafka_offset_reset != "error",
     )
 
 

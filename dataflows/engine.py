@@ -38,6 +38,8 @@ STOP = threading.Event()
 """Set once by a signal; every source of the process then ends cleanly."""
 
 _BACKUP = timedelta(0)
+_FULL = "code: DiskFull"
+"""A panic carries nothing but words; with these the database of the snapshots says that its disk is full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,10 +233,10 @@ def _run_engine(flow: Dataflow, folder: Path, settings: Settings, cluster: Clust
                 recovery_config=RecoveryConfig(folder, _BACKUP),  # type: ignore[no-untyped-call]  # as above
             )
     except BaseException as error:  # the engine's panics are no Exceptions
-        raise _one_error(error, failures) from error
+        raise _one_error(error, failures, folder) from error
 
 
-def _one_error(error: BaseException, failures: list[Failed]) -> HeadraceError:
+def _one_error(error: BaseException, failures: list[Failed], folder: Path) -> HeadraceError:
     """The HeadraceError at the bottom of it, or a FatalError that says which step failed how."""
     chain: list[BaseException] = [f.error for f in failures]
     cause: BaseException | None = error
@@ -244,6 +246,10 @@ def _one_error(error: BaseException, failures: list[Failed]) -> HeadraceError:
     known = next((e for e in chain if isinstance(e, HeadraceError)), None)
     if known is not None:
         return known
+    if any(_FULL in str(e) for e in chain):
+        return FatalError(
+            f"RECOVERY_DIR `{folder}` has no room for a snapshot: make room and start again; nothing is lost"
+        )
     if failures:
         first = failures[0]
         text = f"step `{first.step}` failed at `{first.partition}`: {_first_line(first.error)}"

@@ -55,8 +55,8 @@ class Extraction:
         self._lock = threading.Lock()
         self._closed = False
 
-    def extract(self, data: bytes, uri: str) -> Text:
-        """The text of a document.
+    def extract(self, data: bytes, uri: str, said: str | None = None) -> Text:
+        """The text of a document. said: its media type, where its source says one.
 
         Raises DecodeError as `operators.extract.extract` does, and for a PDF also `timeout`, `out_of_memory` and
         `crashed`. Of these `out_of_memory` and `crashed` are the verdict of a new process: what earlier documents
@@ -64,8 +64,8 @@ class Extraction:
         that was being read when `close` was called.
         """
         check_size(data, uri, self._limits)
-        if media_type_of(data, uri) != PDF:
-            return extract(data, uri, pdf=self._pdf, limits=self._limits)
+        if media_type_of(data, uri, said) != PDF:
+            return extract(data, uri, pdf=self._pdf, limits=self._limits, said=said)
         with self._slots:
             worker = self._take()
             used = worker.served > 0
@@ -265,7 +265,7 @@ def _serve() -> None:
 
 def _answer(data: bytes, uri: str, pdf: PdfReader, limits: ExtractLimits) -> bytes:
     try:
-        text = extract(data, uri, pdf=pdf, limits=limits)
+        text = extract(data, uri, pdf=pdf, limits=limits, said=PDF)
     except DecodeError as error:
         return orjson.dumps({"reason": error.reason, "message": str(error)})
     return orjson.dumps({"text": text.text, "page_starts": text.page_starts, "metadata": text.metadata})

@@ -1,6 +1,6 @@
-"""Files as inputs of a batch run: .jsonl, .csv and .parquet, each a partition.
+"""Files as inputs of a batch run: .jsonl, .csv, .parquet, .arrow and .arrows, each a partition.
 
-CSV and Parquet rows become the messages that a producer would have sent, so that one decoder decides
+Rows become the messages that a producer would have sent, those of Arrow many in one, so that one decoder decides
 for all of them. Columns: entity_id, event_time, sequence, and if there are any source and trace_id;
 every other is a field of the payload.
 """
@@ -23,14 +23,17 @@ from operators.errors import ConfigError
 from operators.records import RawChunk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
+
+    import pyarrow as pa
 
 _NEEDED_COLUMNS = ("entity_id", "event_time", "sequence")
 _SIGNAL_COLUMNS = (*_NEEDED_COLUMNS, "source", "trace_id")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
 _PARQUET_ROWS = 65_536
+_ARROW_ROWS = 8192
 _CELL_BYTES_MAX = 1 << 26
 
 
@@ -60,9 +63,11 @@ def open_input(path: Path, event_bytes_max: int) -> Input:
                 return _RowsInput(path, _csv_rows(path))
             case ".parquet":
                 return _RowsInput(path, _parquet_rows(path))
+            case ".arrow" | ".arrows":
+                return _ArrowInput(path, event_bytes_max)
     except OSError as error:
         raise ConfigError(f"input `{path}` cannot be read: {error}") from error
-    raise ConfigError(f"input `{path}` must end in .jsonl, .csv or .parquet")
+    raise ConfigError(f"input `{path}` must end in .jsonl, .csv, .parquet, .arrow or .arrows")
 
 
 class _LinesInput:
@@ -115,6 +120,41 @@ class _RowsInput:
         self._next += len(taken)
         self._read = taken[-1][1]
         return _chunk(self._path.stem, [message for message, _ in taken], list(range(start, self._next)))
+
+    def advanced(self) -> int:
+        more, self._reported = self._read - self._reported, self._read
+        return more
+
+    def close(self) -> None:
+        """The iterator closes its file."""
+
+
+class _ArrowInput:
+    """Record batches, some rows at a time as one message; the offset is the number of its first row, from 0."""
+
+    def __init__(self, path: Path, message_bytes_max: int) -> None:
+        self._path = path
+        self._message_bytes_max = message_bytes_max
+        self._batches = _arrow_batches(path)
+        self._left: pa.RecordBatch | None = None
+        self._next = 0
+        self._at = 0
+        self._read = 0
+        self._reported = 0
+
+    def poll(self, events_max: int) -> RawChunk | None:
+        while self._left is None or self._at == self._left.num_rows:
+            self._left, self._read = next(self._batches, (None, self._path.stat().st_size))
+            self._at = 0
+            if self._left is None:
+                return None
+        rows = min(events_max, _ARROW_ROWS, self._left.num_rows - self._at)
+        message = _stream(self._left.slice(self._at, rows))
+        while len(message) > self._message_bytes_max and rows > 1:
+            rows //= 2
+            message = _stream(self._left.slice(self._at, rows))
+        start, self._next, self._at = self._next, self._next + rows, self._at + rows
+        return _chunk(self._path.stem, [message], [start])
 
     def advanced(self) -> int:
         more, self._reported = self._read - self._reported, self._read
@@ -212,3 +252,35 @@ def _row_message(row: dict[str, object]) -> bytes:
 
 def _sendable(value: object) -> object:
     return str(value) if isinstance(value, float) and math.isinf(value) else value
+
+
+def _arrow_batches(path: Path) -> Iterator[tuple[pa.RecordBatch, int]]:
+    """Each record batch, with plain columns for dictionary-encoded ones, and how many bytes were read by then."""
+    import pyarrow as pa
+
+    try:
+        with path.open("rb") as file:
+            batches: Iterable[pa.RecordBatch]
+            if path.suffix == ".arrows":
+                batches = pa.ipc.open_stream(file)
+            else:
+                whole = pa.ipc.open_file(file)
+                batches = (whole.get_batch(i) for i in range(whole.num_record_batches))
+            for batch in batches:
+                _check_columns(path, batch.schema.names)
+                columns = {
+                    name: column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+                    for name, column in zip(batch.schema.names, batch.columns, strict=True)
+                }
+                yield pa.RecordBatch.from_pydict(columns), file.tell()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ConfigError(f"input `{path}` is not a readable file of Arrow IPC: {error}") from error
+
+
+def _stream(batch: pa.RecordBatch) -> bytes:
+    import pyarrow as pa
+
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return bytes(sink.getvalue())

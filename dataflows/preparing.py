@@ -12,10 +12,11 @@ from urllib.parse import unquote
 
 import orjson
 
-from dataflows.sources.port import VANISHED
+from dataflows.sources.port import FORGOTTEN, VANISHED
 from operators.document_tasks import Task
-from operators.documents import Chunk, Text, content_hash, memo_key
+from operators.documents import Chunk, Text, content_hash, memo_key, rebuilt_text
 from operators.errors import RetryableError, SkippableError
+from operators.extract import media_type_of
 from operators.normalise import NORMALISER, normalise
 from operators.records import DeadLetter
 from operators.redact import Mode, redact, redaction_shape
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from dataflows.extraction import Extraction
     from dataflows.sources.port import Source
     from operators.chunk import Chunker
-    from stores.metadata.port import MetadataStore
+    from stores.metadata.port import Chunks, MetadataStore
     from stores.patience import Patience
 
 UNAVAILABLE = "unavailable"
@@ -91,34 +92,60 @@ class Preparer:
             return Prepared(task, Delete(task.uri))
         if task.kind == "relisted":
             return Prepared(task, Touch(task.uri, task.source, task.fingerprint))
+        source = self.sources[task.source]
         try:
-            content = self.patience.call(lambda: self.sources[task.source].read(task.uri, self.limit_bytes))
+            content = self.patience.call(lambda: source.read(task.uri, self.limit_bytes))
         except RetryableError as error:
             return Prepared(task, None, self._letter(task, "fetch", UNAVAILABLE, error))
         except SkippableError as error:
-            gone = error.reason == VANISHED  # the next look at the sources tells what became of it
-            return Prepared(task, None) if gone else self._refused(task, "", "fetch", error)
-        return self._read(replace(task, size_bytes=len(content)), content)  # it may have changed since it was listed
+            if error.reason == VANISHED:  # the next look at the sources tells what became of it
+                return Prepared(task, None)
+            return self._rebuilt(task, error) if error.reason == FORGOTTEN else self._refused(task, "", "fetch", error)
+        said = source.media_type(task.uri)
+        return self._read(replace(task, size_bytes=len(content)), content, said)  # it may have changed since then
 
-    def _read(self, task: Task, content: bytes) -> Prepared:
+    def _read(self, task: Task, content: bytes, said: str | None) -> Prepared:
         digest = content_hash(content)
         known = self.metadata.document(task.doc_id)
-        done = known is not None and known.state == "ready" and known.memo_key == memo_key(digest, self.stages.shape)
-        if done:
-            return Prepared(task, Touch(task.uri, task.source, task.fingerprint))
-        kept = self._kept(digest, known)
-        if kept is not None:
-            assert known is not None
-            document = self._document(task, digest)
-            same = replace(document, media_type=known.media_type, title=known.title, metadata=known.metadata)
-            return self._upsert(task, same, kept, None)
+        same_kind = known is not None and known.media_type == media_type_of(content, task.uri, said)
+        if known is not None and known.state == "ready" and same_kind:
+            if known.memo_key == memo_key(digest, self.stages.shape):
+                return Prepared(task, Touch(task.uri, task.source, task.fingerprint))
+            kept = self._kept(digest, known)
+            if kept is not None:
+                return self._upsert(task, self._as_known(task, known), kept, None)
         try:
-            text = self.patience.call(lambda: self.stages.extraction.extract(content, task.uri))
+            text = self.patience.call(lambda: self.stages.extraction.extract(content, task.uri, said))
         except RetryableError as error:
             return Prepared(task, None, self._letter(task, "extract", UNAVAILABLE, error))
         except SkippableError as error:
             return self._refused(task, digest, "extract", error)
         return self._made(task, digest, text)
+
+    def _rebuilt(self, task: Task, error: SkippableError) -> Prepared:
+        """The document from what the metadata have of it, since its bytes are nowhere any more: cut and redacted anew.
+
+        One that was refused is refused for good.
+        """
+        known = self.metadata.document(task.doc_id)
+        if known is None:
+            return Prepared(task, None)
+        if known.state == "dead":
+            return self._refused(task, known.content_hash, "fetch", error)
+        chunks = self._kept(known.content_hash, known)
+        counts: Mapping[str, int] | None = None
+        if chunks is None:
+            text = rebuilt_text(self._chunks(known), known.media_type, dict(known.metadata))
+            text, counts = redact(text, self.stages.redaction)
+            chunks = tuple(self.stages.chunker.chunks(text))
+        return self._upsert(task, self._as_known(task, known), chunks, counts)
+
+    def _chunks(self, known: Document) -> list[Chunk]:
+        """Its chunks in the space that has its latest state, or where that is gone in any other."""
+        names = sorted(space.name for space in self.metadata.spaces())
+        names.sort(key=lambda name: name != known.shape.partition("/")[2])
+        found = (stored_chunks(self.metadata, known.doc_id, name) for name in names)
+        return next((list(chunks) for chunks in found if chunks), [])
 
     def _made(self, task: Task, digest: str, text: Text) -> Prepared:
         text, counts = redact(normalise(text), self.stages.redaction)
@@ -153,19 +180,17 @@ class Preparer:
             run=self.run,
         )
 
-    def _kept(self, digest: str, known: Document | None) -> tuple[Chunk, ...] | None:
+    def _as_known(self, task: Task, known: Document) -> Document:
+        """The document under this shape, with what is known of it besides its chunks."""
+        document = self._document(task, known.content_hash)
+        return replace(document, media_type=known.media_type, title=known.title, metadata=known.metadata)
+
+    def _kept(self, digest: str, known: Document) -> tuple[Chunk, ...] | None:
         """The chunks that the same content gave under the same text shape for another space; None if none."""
-        if known is None or known.state != "ready" or known.content_hash != digest:
-            return None
         text_shape, _, space = known.shape.partition("/")
-        if text_shape != self.stages.text_shape or space == self.stages.space:
+        if known.content_hash != digest or text_shape != self.stages.text_shape or space == self.stages.space:
             return None
-        stored = self.metadata.chunks_of(known.doc_id, space)
-        found = self.metadata.chunks(space, [chunk.key for chunk in stored])
-        if len(found) != len(stored):
-            return None
-        records = [found[chunk.key] for chunk in stored]
-        return tuple(Chunk(r.ordinal, r.offset, r.text, r.page, r.heading) for r in records)
+        return stored_chunks(self.metadata, known.doc_id, space)
 
     def _upsert(
         self, task: Task, document: Document, chunks: tuple[Chunk, ...], counts: Mapping[str, int] | None
@@ -180,6 +205,16 @@ class Preparer:
 
     def _letter(self, task: Task, stage: str, reason: str, error: Exception) -> DeadLetter:
         return letter_of(task, stage, reason, str(error), self.now_us())
+
+
+def stored_chunks(metadata: Chunks, document: str, space: str) -> tuple[Chunk, ...] | None:
+    """The document's chunks in a space, in order; None if they are not whole."""
+    stored = metadata.chunks_of(document, space)
+    found = metadata.chunks(space, [chunk.key for chunk in stored])
+    if len(found) != len(stored):
+        return None
+    records = [found[chunk.key] for chunk in stored]
+    return tuple(Chunk(r.ordinal, r.offset, r.text, r.page, r.heading) for r in records)
 
 
 def letter_of(task: Task, stage: str, reason: str, detail: str, now_us: int) -> DeadLetter:

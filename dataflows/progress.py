@@ -10,6 +10,7 @@ from dataflows.embedding import chunks_in
 from stores.metadata.records import Touch
 
 if TYPE_CHECKING:
+    from dataflows.document_events import EventBatch
     from dataflows.embedding import Embedded
     from dataflows.preparing import Prepared
     from dataflows.sources.discovery import Work
@@ -17,18 +18,24 @@ if TYPE_CHECKING:
 COUNTS = ("found", "added", "updated", "deleted", "renamed", "unchanged", "chunks", "embedded", "dead")
 """What a summary tells, in this order."""
 
+TOPIC_COUNTS = ("events", "superseded", "repeated")
+"""What it tells besides where messages tell of documents."""
+
 
 class Progress:
     """Counts of one run of one process.
 
-    found, unchanged: as the newest look at the sources told; the others add up. added, updated, renamed, deleted:
-    documents that were written. chunks: theirs. embedded: chunks that were given a new vector. dead: documents that
-    became dead letters.
+    found, unchanged: as the newest look at the sources told; the others add up. What messages have brought and taken
+    since then counts for `found`, too. added, updated, renamed, deleted:
+    documents that were written. chunks: theirs. embedded: chunks that were given a new vector. dead: documents and
+    messages that became dead letters. events: messages about documents; each one added, updated or deleted a document,
+    is dead, was superseded by a newer one before it was done, or repeated what was known.
     """
 
-    def __init__(self, advanced: Callable[[int, int], None] = lambda _done, _of: None) -> None:
-        """advanced: hears (tasks done, tasks known) whenever one of them grows."""
-        self._counts = dict.fromkeys(COUNTS, 0)
+    def __init__(self, advanced: Callable[[int, int], None] = lambda _done, _of: None, *, topic: bool = False) -> None:
+        """advanced: hears (tasks done, tasks known) whenever one of them grows. topic: whether messages are read."""
+        self._counts = dict.fromkeys((*COUNTS, *(TOPIC_COUNTS if topic else ())), 0)
+        self._of_messages = False
         self._known = 0
         self._done = 0
         self._swept = 0
@@ -38,8 +45,19 @@ class Progress:
     def looked(self, work: Work, tasks: int) -> None:
         """The sources were looked at, and that many tasks follow from it."""
         with self._lock:
+            self._of_messages = False
             self._counts["found"] = work.found
             self._counts["unchanged"] = work.unchanged
+            self._known += tasks
+        self._advanced(self._done, self._known)
+
+    def heard(self, batch: EventBatch, tasks: int) -> None:
+        """Messages were read, and that many tasks follow from them; none is open from before."""
+        counts = batch.read, batch.superseded, batch.repeated, len(batch.work.added) - len(batch.work.deleted)
+        with self._lock:
+            self._of_messages = True
+            for name, count in zip((*TOPIC_COUNTS, "found"), counts, strict=True):
+                self._counts[name] += count
             self._known += tasks
         self._advanced(self._done, self._known)
 
@@ -79,6 +97,8 @@ class Progress:
 
     def _count(self, one: Embedded) -> None:
         status = status_of(one.prepared)
+        if self._of_messages and status in ("vanished", "unchanged"):
+            status = "repeated"
         if status != "vanished" and one.prepared.task.kind != "relisted":  # one that is relisted counts as it is
             self._counts[status] += 1
         self._counts["chunks"] += len(chunks_in(one.prepared))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pickle
+import shutil
 import sqlite3
 import time
 import uuid
@@ -38,6 +39,9 @@ _OTHERS = ("documents",)
 """Recovery folders of other flows, which stand in that of the first one."""
 
 _PAGE_BYTES = 32_768
+_ROOM_BYTES = 2 << 20
+"""What two empty databases with their logs need, and the files of ours, rounded up."""
+
 _WAIT_S = 60.0
 
 
@@ -63,7 +67,8 @@ class Recovery:
         self._take_lock()
         self._refuse_strangers()
         if not (self.folder / _MANIFEST).exists():
-            self._make({"identity": {"format": FORMAT, **identity}, "lineage": uuid.uuid4().hex[:8]})
+            with _written(self.folder):
+                self._make({"identity": {"format": FORMAT, **identity}, "lineage": uuid.uuid4().hex[:8]})
         lineage = self._checked(identity)
         self._purge()
         return lineage
@@ -79,6 +84,32 @@ class Recovery:
                 raise ConfigError(f"RECOVERY_DIR `{self.folder}`: the first process of the cluster has not made it")
             time.sleep(0.05)
         return self._checked(identity)
+
+    def look(self, identity: Mapping[str, object]) -> str | None:
+        """Check as `prepare` does, with nothing touched: the lineage, or None if a run would make the folder.
+
+        Raises ConfigError as `prepare` does, but not for a folder that is in use.
+        """
+        if not self.folder.is_dir():
+            return None
+        self._refuse_strangers()
+        return self._checked(identity) if (self.folder / _MANIFEST).exists() else None
+
+    def holder(self) -> int | None:
+        """The process whose run holds the folder: 0 if it cannot be seen from here, None if there is none."""
+        try:
+            lock = os.open(self.folder / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            found = _lock_holder(os.fstat(lock))
+            if found is None:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return 0
+        finally:
+            os.close(lock)
+        return found
 
     def states(self, step_id: str) -> dict[str, bytes]:
         """The committed snapshot of every key of a step; keys without one are left out."""
@@ -195,6 +226,17 @@ def _open_all(folder: Path) -> Iterator[list[sqlite3.Connection]]:
                 database.rollback()
 
 
+@contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    """Raise FatalError if the disk is full or broken: the engine, which makes its tables itself, would panic."""
+    if shutil.disk_usage(folder).free < _ROOM_BYTES:
+        raise FatalError(f"RECOVERY_DIR `{folder}` has no room for snapshots: make room and start again")
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        raise FatalError(f"RECOVERY_DIR `{folder}` cannot be written: {error}") from error
+
+
 def _lay_pages(path: Path) -> None:
     """Make an empty database of large pages: the state of a shard is one value, which small ones cut into thousands.
 
@@ -206,6 +248,17 @@ def _lay_pages(path: Path) -> None:
         database.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
         database.execute("CREATE TABLE empty (x)")
         database.execute("DROP TABLE empty")
+
+
+def _lock_holder(file: os.stat_result) -> int | None:
+    """The process that holds a lock on the file, as far as Linux tells."""
+    try:
+        lines = Path("/proc/locks").read_text("utf-8").splitlines()
+    except OSError:
+        return None
+    place = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}"
+    held = [words for words in map(str.split, lines) if words[1] == "FLOCK" and words[5] == place]
+    return int(held[0][4]) if held else None
 
 
 def _write_durably(path: Path, data: bytes) -> None:
@@ -222,6 +275,12 @@ def _compare(folder: Path, saved: dict[str, object], wanted: dict[str, object]) 
     difference = _first_difference("", saved, wanted)
     if difference is not None:
         name, was, now = difference
+        if name == "format":
+            raise ConfigError(
+                f"RECOVERY_DIR `{folder}` was written by another version of Headrace (its format is `{was}`, that of"
+                f" this version `{now}`): go on with that version, or name an empty folder to start anew at the"
+                " beginning of the log"
+            )
         raise ConfigError(
             f"RECOVERY_DIR `{folder}` belongs to a run with another {name} (there `{was}`, here `{now}`);"
             " set it back, or name an empty folder to start anew"

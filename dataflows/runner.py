@@ -5,19 +5,24 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+import orjson
+
 from dataflows.engine import Cluster, Engine, Job, bare_job, claimed, run_job, set_up
 from dataflows.observability.events import Stopped, tell
-from dataflows.signal_flow import FLOW, build
+from dataflows.signal_flow import FLOW, append_to, build, failed_writer, results_writer
 from dataflows.summary import Summary, summary_of
-from dataflows.wiring import bus_of, identity_of, local_bus_of, offline_of, signal_plan
+from dataflows.wiring import bus_of, identity_of, monitor_of, offline_of, outlets_of, signal_plan
+from stores.results_writer import tell_rows, untold
 from stores.writers import logged, staged_tokens
 
 if TYPE_CHECKING:
     from bytewax.dataflow import Dataflow
 
-    from dataflows.buses.port import Bus
+    from dataflows.buses.port import WritableBus
     from dataflows.config import Settings
     from dataflows.recovery import Recovery
+
+_OFFSETS_S = 3.0
 
 
 def run_signals(settings: Settings, cluster: Cluster) -> Summary:
@@ -36,8 +41,8 @@ def run_signals(settings: Settings, cluster: Cluster) -> Summary:
         return done
 
 
-def signals_job(settings: Settings, bus: Bus) -> Job:
-    """The signal path as it is run. bus: where signals come from."""
+def signals_job(settings: Settings, bus: WritableBus) -> Job:
+    """The signal path as it is run. bus: of all topics."""
     sets = settings.feature_sets()
 
     def flow(engine: Engine) -> Dataflow:
@@ -52,19 +57,43 @@ def signals_job(settings: Settings, bus: Bus) -> Job:
             "partitions": len(bus.partitions(settings.topic_signals)),
         },
         build=flow,
-        settle=lambda recovery, lineage: settle(recovery, settings, lineage),
+        settle=lambda recovery, lineage: settle(recovery, settings, lineage, bus),
     )
 
 
-def settle(recovery: Recovery, settings: Settings, lineage: str) -> None:
+def settle(recovery: Recovery, settings: Settings, lineage: str, bus: WritableBus) -> None:
     """Publish what the last durable snapshot had staged. Always right, safe to repeat."""
     offline = offline_of(settings)
     for state in recovery.states(f"{FLOW}.offline").values():
         offline.publish(staged_tokens(state))
-    bus = local_bus_of(settings)
-    for state in recovery.states(f"{FLOW}.late").values():
-        at, messages = logged(state)
-        bus.append(settings.topic_late, lineage, messages, at=at)
+    outlets = outlets_of(settings, bus)
+    logs = {"late": (settings.topic_late, lineage)}
+    if outlets is not None:
+        logs["dlq"] = (outlets.topic_dlq, lineage)
+    if outlets is not None and outlets.topic_results is not None:
+        logs["failed"] = (outlets.topic_results, failed_writer(lineage))
+        _settle_results(recovery, settings, lineage, outlets.topic_results, bus)
+    for step, (topic, writer) in logs.items():
+        for state in recovery.states(f"{FLOW}.{step}").values():
+            at, messages = logged(state)
+            bus.append(topic, writer, messages, at=at)
+    _settle_offsets(recovery, settings, bus)
+
+
+def _settle_offsets(recovery: Recovery, settings: Settings, bus: WritableBus) -> None:
+    """Show others how far the last durable snapshot has come, if the brokers hear it soon."""
+    monitor = monitor_of(settings, bus)
+    if monitor is not None:
+        feeds = [feed for state in recovery.states(f"{FLOW}.read").values() for feed in orjson.loads(state).items()]
+        offsets = {partition: int(feed["position"]["offset"]) for partition, feed in feeds}
+        monitor.show(offsets, offsets)
+        monitor.wait(_OFFSETS_S)
+
+
+def _settle_results(recovery: Recovery, settings: Settings, lineage: str, topic: str, bus: WritableBus) -> None:
+    for part, state in recovery.states(f"{FLOW}.results").items():
+        at, blocks = untold(state)
+        tell_rows(append_to(bus, topic, results_writer(lineage, part)), at, blocks, settings.feature_sets())
 
 
 def bare_flow() -> Dataflow:

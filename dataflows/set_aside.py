@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
 import orjson
 
 from dataflows.observability.events import Late, Refused, tell
+from operators.arrow_messages import find_rows, is_stream
 from operators.errors import SkippableError
 from operators.records import DeadLetter
 from operators.signal_rules import open_document
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dataflows.buses.port import Bus
+    from operators.feature_sets import FeatureSets
     from operators.intake import Piece
     from operators.records import SignalBatch
     from operators.windows import LateAtShard
@@ -33,30 +36,48 @@ def late_messages(piece: Piece, topic: str) -> list[bytes]:
     index = np.flatnonzero(piece.late)
     tell(_late(piece.batch, int(index[0]), "late", len(index), piece.originals[0]))
     out = []
-    for i, original in zip(index.tolist(), piece.originals, strict=True):
-        out.append(late_message(original, topic, piece.batch, i, "late"))
+    rows = piece.late_rows or (-1,) * len(index)
+    for i, original, row in zip(index.tolist(), piece.originals, rows, strict=True):
+        out.append(late_message(original, topic, piece.batch, i, "late", row))
     return out
 
 
-def late_at_shard_messages(late: LateAtShard, topic: str, bus: Bus) -> list[bytes]:
-    """Events that came below their shard's watermark, their originals fetched from the bus again."""
+def late_at_shard_messages(late: LateAtShard, topic: str, bus: Bus, declared: FeatureSets) -> list[bytes]:
+    """Events that came below their shard's watermark, their originals fetched from the bus again.
+
+    declared: the sets that they were decoded for.
+    """
     events = late.events
-    originals = [bus.fetch(topic, events.partition, offset) for offset in events.offset.tolist()]
-    tell(_late(events, 0, late.reason, len(events), originals[0]))
-    return [late_message(original, topic, events, i, late.reason) for i, original in enumerate(originals)]
+    found = _fetched(events, topic, bus, declared)
+    tell(_late(events, 0, late.reason, len(events), found[0][1]))
+    return [late_message(original, topic, events, i, late.reason, row) for i, (row, original) in enumerate(found)]
 
 
-def late_message(original: bytes, topic: str, batch: SignalBatch, index: int, reason: str) -> bytes:
+def _fetched(events: SignalBatch, topic: str, bus: Bus, declared: FeatureSets) -> list[tuple[int, bytes]]:
+    """Of each event its row, -1 for a message of its own, and its original; those of one message stand together."""
+    found: list[tuple[int, bytes]] = []
+    for offset, group in groupby(range(len(events)), key=events.offset.tolist().__getitem__):
+        message, mine = bus.fetch(topic, events.partition, offset), list(group)
+        if not is_stream(message):
+            found += [(-1, message)] * len(mine)
+            continue
+        wanted = [(events.entity(i), int(events.event_time[i]), int(events.sequence[i])) for i in mine]
+        found += find_rows(message, declared, offset, wanted)
+    return found
+
+
+def late_message(original: bytes, topic: str, batch: SignalBatch, index: int, reason: str, row: int = -1) -> bytes:
     """A structured CloudEvent whose data is the signal as it came, so that it can be fed in again as it is.
 
-    Its id is a function of (topic, partition, offset): a consumer can drop repeats.
+    Its id is a function of (topic, partition, offset) and of the row in a message of many signals: a consumer can drop
+    repeats.
     """
     partition, offset = batch.partition, int(batch.offset[index])
     bare = b'"specversion"' not in original
     data = original.strip() if bare else orjson.dumps(open_document(original, bytes_max=len(original)).members)
     envelope = {
         "specversion": "1.0",
-        "id": f"{topic}/{partition}/{offset}",
+        "id": f"{topic}/{partition}/{offset}" if row < 0 else f"{topic}/{partition}/{offset}/{row}",
         "source": "/headrace/signals",
         "type": "headrace.signal.late",
         "datacontenttype": "application/json",
@@ -77,7 +98,7 @@ def letters_of(piece: Piece, topic: str) -> list[DeadLetter]:
     partition = piece.tick.partition
     return [
         DeadLetter(
-            letter_id=letter_id(topic, partition, r.offset, DECODE),
+            letter_id=letter_id(topic, partition, r.offset, DECODE if r.row is None else f"{DECODE} row {r.row}"),
             time_us=now_us + i,
             stage=DECODE,
             reason=r.reason,
@@ -95,11 +116,11 @@ def letters_of(piece: Piece, topic: str) -> list[DeadLetter]:
 def tell_refused(letters: Sequence[DeadLetter]) -> None:
     """Tell whoever watches of each letter, without its original."""
     for letter in letters:
-        place = (letter.partition, letter.offset, letter.trace_id, _entity_of(letter.original))
+        place = (letter.partition, letter.offset, letter.trace_id, entity_of(letter.original))
         tell(Refused(letter.stage, letter.reason, letter.detail, *place))
 
 
-def _entity_of(original: bytes) -> str | None:
+def entity_of(original: bytes) -> str | None:
     """The entity_id of a refused message, if it can be read: whoever looks for the sender wants it."""
     try:
         entity = open_document(original).members.get("entity_id")

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import bytewax.operators as op
+import numpy as np
 from bytewax.dataflow import Dataflow
 from bytewax.operators import StatefulBatchLogic
 
+from dataflows.announcing import dead_letter, late_event, signal_failed
 from dataflows.observability.events import DeadLettersOpened, Failed, WindowsClosed, tell
 from dataflows.set_aside import late_at_shard_messages, late_messages, letters_of, tell_refused
 from dataflows.signal_source import SignalSource, SourcePlan
@@ -23,20 +25,26 @@ from operators.rows import closed_by_spec
 from operators.shard import shard_keys, split
 from operators.watermark import Status
 from operators.windows import Shard
-from stores.sinks import DeadLetterSink, LogSink, OfflineSink, OnlineSink
+from stores.results_writer import ResultsWriter
+from stores.sinks import DeadLetterSink, LogSink, OnlineSink, RowsSink
 from stores.writers import Delivery, OfflineWriter, Rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from bytewax.operators import KeyedStream
+
+    from dataflows.announcing import Outlets
     from dataflows.buses.port import WritableBus
     from operators.feature_sets import FeatureSets
+    from operators.messages import Message
     from operators.records import DeadLetter, RowBlock, SignalBatch
     from operators.watermark import Tick
     from operators.windows import LateAtShard
     from stores.deadletters.port import DeadLetters
     from stores.features.port import Features
     from stores.offline.port import OfflineStore
+    from stores.writers import Append
 
 Taken = TypeVar("Taken")
 Given = TypeVar("Given")
@@ -44,13 +52,13 @@ Given = TypeVar("Given")
 FLOW = "signals"
 OFFLINE_WRITERS = 4
 _WRITING_THREADS = 2
-STEPS = ("read", "dead_letters", "late", "windows", "offline", "online")
+STEPS = ("read", "dead_letters", "late", "windows", "offline", "online", "dlq", "failed", "results")
 """Steps with state: their names are part of the snapshots and never change."""
 
 
 @dataclass(frozen=True, slots=True)
 class SignalPlan:
-    """Everything the flow is made of, opened and checked."""
+    """Everything the flow is made of, opened and checked. outlets: None if there is no Kafka to tell."""
 
     source: SourcePlan
     shards: int
@@ -59,6 +67,7 @@ class SignalPlan:
     offline: OfflineStore
     features: Features | None
     dead_letters: DeadLetters
+    outlets: Outlets | None
     lineage: str
     durable: bool
     staged: bool
@@ -141,10 +150,8 @@ def build(plan: SignalPlan) -> Dataflow:
     late_here = op.flat_map_batch("late_at_shard", closed, _logged("late", lambda c: _late_here(c, plan)))
     late = op.merge("late_events", late_there, late_here)
 
-    def append(messages: list[bytes], at: int) -> int:
-        return plan.late_bus.append(plan.topic_late, plan.lineage, messages, at=at)
-
-    op.output("late", late, LogSink(append, failed, durable=plan.durable))
+    append_late = append_to(plan.late_bus, plan.topic_late, plan.lineage)
+    op.output("late", late, LogSink(append_late, failed, durable=plan.durable))
 
     rows = op.map("rows", closed, lambda pair: (pair[0], pair[1].rows))
 
@@ -154,10 +161,58 @@ def build(plan: SignalPlan) -> Dataflow:
         name = f"{plan.lineage}.{part}"
         return OfflineWriter(plan.offline, source.sets, name, resume, delivery)
 
-    op.output("offline", rows, OfflineSink(open_offline, failed, parts=OFFLINE_WRITERS))
+    op.output("offline", rows, RowsSink(open_offline, failed, parts=OFFLINE_WRITERS))
     if plan.features is not None:
         op.output("online", rows, OnlineSink(plan.features, source.sets, failed))
+    if plan.outlets is not None:
+        _announce(plan, plan.outlets, refused, rows)
     return flow
+
+
+def _announce(
+    plan: SignalPlan, outlets: Outlets, refused: KeyedStream[list[DeadLetter]], rows: KeyedStream[Rows]
+) -> None:
+    """Tell Kafka of dead letters and, if somebody wants them, of results."""
+
+    def log_of(append: Append) -> LogSink:
+        return LogSink(append, failed, durable=plan.durable)
+
+    dead = op.map_value("dead_letter_messages", refused, lambda some: _told(some, outlets.original_bytes_max))
+    op.output("dlq", dead, log_of(append_to(outlets.bus, outlets.topic_dlq, plan.lineage)))
+    if outlets.topic_results is None:
+        return
+    append_failed = append_to(outlets.bus, outlets.topic_results, failed_writer(plan.lineage))
+    op.output("failed", op.map_value("failures", refused, _failures), log_of(append_failed))
+
+    def open_results(part: str, resume: bytes | None) -> ResultsWriter:
+        assert outlets.topic_results is not None  # asked above
+        append = append_to(outlets.bus, outlets.topic_results, results_writer(plan.lineage, part))
+        return ResultsWriter(append, plan.source.sets, resume, durable=plan.durable)
+
+    op.output("results", rows, RowsSink(open_results, failed, parts=OFFLINE_WRITERS))
+
+
+def append_to(bus: WritableBus, topic: str, writer: str) -> Append:
+    """How one writer's messages get to one topic."""
+    return lambda messages, at: bus.append(topic, writer, messages, at=at)
+
+
+def failed_writer(lineage: str) -> str:
+    """The writer of the results of dead letters."""
+    return f"{lineage}.failed"
+
+
+def results_writer(lineage: str, part: str) -> str:
+    """The writer of the results of feature rows that come to this part."""
+    return f"{lineage}.{part}"
+
+
+def _told(letters: list[DeadLetter], original_bytes_max: int) -> list[Message]:
+    return [dead_letter(letter, original_bytes_max) for letter in letters]
+
+
+def _failures(letters: list[DeadLetter]) -> list[Message]:
+    return [signal_failed(letter) for letter in letters]
 
 
 def failed(step: str, part: str, error: BaseException) -> None:
@@ -193,8 +248,7 @@ def _place(item: object) -> tuple[str, int | None]:
 
 
 def _refused(piece: Piece, topic: str) -> list[tuple[str, list[DeadLetter]]]:
-    if not piece.rejects:
-        return []
+    """Always one item, so that whoever is told of them is awake."""
     letters = letters_of(piece, topic)
     tell_refused(letters)
     return [("letters", letters)]
@@ -207,15 +261,20 @@ def _shares(piece: Piece, keys: tuple[str, ...]) -> list[tuple[str, Share]]:
     return [(key, Share(piece.tick, piece.known, part)) for key, part in zip(keys, parts, strict=True)]
 
 
-def _late_there(piece: Piece, topic: str) -> list[tuple[str, list[bytes]]]:
+def _late_there(piece: Piece, topic: str) -> list[tuple[str, list[Message]]]:
     """Late by their partition's own watermark; always one item, so that the log's writer is awake."""
-    return [("log", late_messages(piece, topic))]
+    values = late_messages(piece, topic)
+    if piece.batch is None or piece.late is None or not values:
+        return [("log", [])]
+    index = np.flatnonzero(piece.late).tolist()
+    return [("log", [late_event(value, piece.batch, i) for value, i in zip(values, index, strict=True)])]
 
 
-def _late_here(pair: tuple[str, Closed], plan: SignalPlan) -> list[tuple[str, list[bytes]]]:
+def _late_here(pair: tuple[str, Closed], plan: SignalPlan) -> list[tuple[str, list[Message]]]:
     """Late at the shard: their originals are fetched from the bus again."""
     source = plan.source
-    messages: list[bytes] = []
+    messages: list[Message] = []
     for late in pair[1].late:
-        messages += late_at_shard_messages(late, source.topic, source.bus)
+        values = late_at_shard_messages(late, source.topic, source.bus, source.sets)
+        messages += [late_event(value, late.events, i) for i, value in enumerate(values)]
     return [("log", messages)] if messages else []

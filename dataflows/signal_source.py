@@ -25,7 +25,7 @@ from operators.watermark import Status
 from stores.writers import EPOCHS_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from threading import Event
 
     from dataflows.buses.port import Bus, PartitionReader
@@ -50,9 +50,11 @@ _STRETCH_EVENTS_MAX = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class SourcePlan:
-    """What every slot needs to know. bound_us, idle_s: see WATERMARK_SECONDS, WATERMARK_IDLE_SECONDS.
+    """What every slot needs to know.
 
+    bound_us, idle_s: see WATERMARK_SECONDS, WATERMARK_IDLE_SECONDS. max_future_us: see MAX_FUTURE_SECONDS.
     now: a monotonic clock, seconds; it decides when to look for partitions, and which are idle.
+    show: hears, for others to see, next offsets by partition: of the last durable snapshot, and of what was read.
     """
 
     bus: Bus
@@ -66,6 +68,8 @@ class SourcePlan:
     stop: Event
     epoch_s: float | None
     now: Callable[[], float] = time.monotonic
+    max_future_us: int | None = None
+    show: Callable[[Mapping[str, int], Mapping[str, int]], None] | None = None
 
 
 class Alignment:
@@ -108,12 +112,13 @@ class Feed:
         """Open the partition where `state` says, or at its beginning."""
         position = None if state is None else cast("dict[str, object]", state["position"])
         self.reader: PartitionReader = plan.bus.reader(plan.topic, partition, position)
-        self.intake = Intake(partition, decoder, plan.bound_us, state)
+        self.intake = Intake(partition, decoder, plan.bound_us, state, max_future_us=plan.max_future_us)
         self.status = Status.LIVE
         self.caught_up = False
         self.waits = False
         self.silent_since: float | None = None
         self.waiting_events = 0
+        self.events_each = 1
 
     @property
     def offset(self) -> int:
@@ -144,6 +149,7 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
         saved = {} if resume is None else cast("dict[str, dict[str, object]]", orjson.loads(resume))
         for partition, state in saved.items():
             self._open(partition, state)
+        self._durable = self._offsets()
         self._discover()
 
     def next_batch(self) -> list[Piece]:
@@ -181,6 +187,10 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
             self._sync.snapped()
         self._epochs_silent += 1
         self._tick_due = self._epochs_silent <= _EPOCHS_TO_SETTLE
+        offsets = self._offsets()
+        if self._plan.show is not None:
+            self._plan.show(self._durable, offsets)  # the epoch before this one is durable, or this one could not end
+        self._durable = offsets
         return orjson.dumps({p: f.state() for p, f in sorted(self._feeds.items())})
 
     def close(self) -> None:
@@ -188,6 +198,9 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
         for feed in self._feeds.values():
             self._alignment.leave(feed.intake.partition)
             feed.reader.close()
+
+    def _offsets(self) -> dict[str, int]:
+        return {partition: feed.offset for partition, feed in self._feeds.items()}
 
     def _open(self, partition: str, state: dict[str, object] | None) -> None:
         self._feeds[partition] = Feed(self._plan, self._decoder, partition, state)
@@ -228,7 +241,7 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
             if allowed == 0 or feed.status is Status.ENDED:
                 continue
             self._at = feed
-            chunk = feed.reader.poll(allowed)
+            chunk = feed.reader.poll(max(1, allowed // feed.events_each))
             feed.caught_up = chunk is None
             feed.waits = chunk is not None and len(chunk.lengths) == 0
             if feed.waits:
@@ -267,6 +280,7 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
 
     def _take(self, feed: Feed, chunk: RawChunk) -> Piece:
         piece = feed.intake.take(chunk, self._known)
+        feed.events_each = max(1, piece.messages // len(chunk.lengths))  # messages may be of many signals each
         if piece.signals > 0:
             if feed.status is Status.IDLE:
                 tell(PartitionStatus(feed.intake.partition, "awake"))

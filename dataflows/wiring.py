@@ -7,7 +7,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from dataflows.buses import open_bus, open_writable_bus
+from dataflows.announcing import Outlets
+from dataflows.buses import open_bus
+from dataflows.buses.kafka import KafkaBus
+from dataflows.buses.kafka_monitor import KafkaMonitor
+from dataflows.buses.kafka_writer import missing_topic
 from dataflows.engine import STOP
 from dataflows.signal_flow import FLOW, OFFLINE_WRITERS, SignalPlan
 from dataflows.signal_source import SLOTS, SourcePlan
@@ -19,7 +23,7 @@ from stores.offline import open_offline
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dataflows.buses.port import Bus, WritableBus
+    from dataflows.buses.port import WritableBus
     from dataflows.config import Settings
     from dataflows.engine import Engine
     from operators.feature_sets import FeatureSets
@@ -28,21 +32,41 @@ if TYPE_CHECKING:
     from stores.offline.port import OfflineStore
 
 
-def bus_of(settings: Settings) -> Bus:
-    """The bus that signals come from: Kafka if KAFKA_BROKERS are set, else the folder."""
+def bus_of(settings: Settings, *, at_least_once: bool = False) -> WritableBus:
+    """The bus of all topics: Kafka if KAFKA_BROKERS are set, else the folder."""
     if not settings.kafka_brokers:
-        return local_bus_of(settings)
+        return open_bus(f"folder:{settings.bus_dir}", event_bytes_max=settings.event_bytes_max)
     return open_bus(
         f"kafka:{settings.kafka_brokers}",
         event_bytes_max=settings.event_bytes_max,
         properties=kafka_properties(settings),
         offset_reset=settings.kafka_offset_reset,
+        at_least_once=at_least_once or not settings.exactly_once_sink,
+        stopped=STOP,
     )
 
 
-def local_bus_of(settings: Settings) -> WritableBus:
-    """The bus in BUS_DIR, which late events go to wherever signals come from."""
-    return open_writable_bus(f"folder:{settings.bus_dir}", event_bytes_max=settings.event_bytes_max)
+def outlets_of(settings: Settings, bus: WritableBus) -> Outlets | None:
+    """Where dead letters and results are told; None without Kafka. Raises ConfigError if a topic is missing."""
+    if not settings.kafka_brokers:
+        return None
+    results = settings.topic_results if settings.kafka_results else None
+    for topic in filter(None, (settings.topic_dlq, results)):
+        check_topic(bus, topic)
+    return Outlets(bus, settings.topic_dlq, results, settings.event_bytes_max)
+
+
+def monitor_of(settings: Settings, bus: WritableBus) -> KafkaMonitor | None:
+    """What shows others how far signals are read; None without Kafka."""
+    if not isinstance(bus, KafkaBus):
+        return None
+    return KafkaMonitor(bus.cluster, settings.topic_signals, settings.kafka_group_id)
+
+
+def check_topic(bus: WritableBus, topic: str) -> None:
+    """Raise ConfigError if a topic of Kafka's is to be written to and is not there."""
+    if not bus.partitions(topic):
+        raise missing_topic(topic)
 
 
 def kafka_properties(settings: Settings) -> dict[str, str]:
@@ -105,12 +129,15 @@ def identity_of(settings: Settings, sets: FeatureSets) -> dict[str, object]:
     }
 
 
-def signal_plan(settings: Settings, sets: FeatureSets, engine: Engine, bus: Bus) -> SignalPlan:
-    """Open everything that the signal path is made of. bus: where signals come from."""
+def signal_plan(settings: Settings, sets: FeatureSets, engine: Engine, bus: WritableBus) -> SignalPlan:
+    """Open everything that the signal path is made of. bus: of all topics."""
+    monitor = monitor_of(settings, bus)
     source = SourcePlan(
         bus=bus,
         topic=settings.topic_signals,
         sets=sets,
+        max_future_us=settings.max_future_us,
+        show=None if monitor is None else monitor.show,
         bound_us=settings.watermark_us,
         idle_s=settings.watermark_idle_seconds if settings.bus_follow else 0.0,
         batch_size=settings.stream_batch_size,
@@ -119,14 +146,17 @@ def signal_plan(settings: Settings, sets: FeatureSets, engine: Engine, bus: Bus)
         stop=STOP,
         epoch_s=engine.epoch_s if engine.workers > 1 else None,
     )
+    if settings.kafka_brokers:
+        check_topic(bus, settings.topic_late)
     return SignalPlan(
         source=source,
         shards=settings.signal_shards,
-        late_bus=local_bus_of(settings),
+        late_bus=bus,
         topic_late=settings.topic_late,
         offline=offline_of(settings),
         features=features_of(settings, sets),
         dead_letters=dead_letters_of(settings),
+        outlets=outlets_of(settings, bus),
         lineage=engine.lineage,
         durable=engine.durable,
         staged=settings.exactly_once_sink,

@@ -1,7 +1,8 @@
 """Decode: message bytes to one batch of columns and the rejects, in the order of the log.
 
 Two lanes. The fast lane is compiled and takes the plain messages; what it leaves is judged one by one by
-`operators.signal_rules`, which alone decides what is good. A value is the same whichever lane read it.
+`operators.signal_rules`, which alone decides what is good. A value is the same whichever lane read it. A message of
+many signals is an Arrow IPC stream, known by its first bytes; its rows are read by `operators.arrow_rows`.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from numba import int64, uint64
 from numpy.typing import NDArray
 
 from operators import lane_tables, signal_rules
+from operators.arrow_messages import is_stream, refused_rows, with_rows
+from operators.arrow_rows import ArrowRows, read_rows
 from operators.compiled import kernel
-from operators.errors import SkippableError
+from operators.errors import DecodeError, SkippableError
 from operators.feature_sets import FeatureSets
 from operators.json_lane import hash_entities, read_messages
 from operators.lane_tables import Columns, Sources
+from operators.message_headers import explained, trace_of
 from operators.records import Decoded, RawChunk, Reject, SignalBatch
 from operators.signal_rules import ENTITY_BYTES_MAX, EVENT_BYTES_MAX, Reason, Signal
 from operators.simd import newline_mask, trailing_zeros
@@ -28,7 +32,7 @@ _VECTOR = 32
 
 
 class Decoder:
-    """Turns chunks of raw messages into signals and rejects; every message becomes one or the other.
+    """Turns chunks of raw messages into signals and rejects; every message, or row of one, becomes one or the other.
 
     A pure function of the chunk: a decoder keeps nothing between calls, and threads may share it.
     """
@@ -45,14 +49,16 @@ class Decoder:
         """Decode all messages of a chunk.
 
         The batch holds the good ones in the order of the log, `values` in the order of `sets.fields`; nothing in it is
-        shared with the chunk. A bad message is never raised, it is a Reject with a `Reason`.
+        shared with the chunk. A bad message is never raised, it is a Reject with a `Reason`; so is a bad row of a
+        message whose columns are good.
         """
         columns, masks, flagged = self._read_plain(chunk)
         judged = self._judge(chunk, flagged)
         if judged.rows:
             columns = _with_entities(columns, judged)
             self._place(judged, columns, masks)
-        return _assemble(chunk, columns, masks, judged)
+        decoded = _assemble(chunk, columns, masks, judged)
+        return with_rows(decoded, judged.opened, chunk) if judged.opened else decoded
 
     def _read_plain(self, chunk: RawChunk) -> tuple[Columns, NDArray[np.uint64], NDArray[np.int64]]:
         """Columns and masks with a row a message, as far as the fast lane takes them, and those it leaves."""
@@ -79,14 +85,26 @@ class Decoder:
             message = chunk.message(index)
             document = None
             try:
+                if is_stream(message):
+                    self._open(message, index, int(chunk.offsets[index]), judged)
+                    continue
                 document = signal_rules.open_document(message, bytes_max=self._event_bytes_max)
                 judged.signals.append(signal_rules.check(document, self._fields))
                 judged.rows.append(index)
             except SkippableError as error:
                 trace_id = document.trace_id if document is not None else None
-                offset = int(chunk.offsets[index])
-                judged.rejects.append(Reject(index, offset, error.reason, str(error), message, trace_id))
+                judged.rejects.append(_reject(chunk, index, error, message, trace_id))
         return judged
+
+    def _open(self, message: bytes, index: int, offset: int, judged: _Judged) -> None:
+        """Read a message of many signals. Raises SkippableError if none of them can be read."""
+        if len(message) > self._event_bytes_max:
+            told = f"the message has {len(message)} bytes; at most {self._event_bytes_max} are taken"
+            raise DecodeError(Reason.TOO_LARGE, told)
+        rows = read_rows(message, self._sets)
+        judged.opened.append((index, rows))
+        if not rows.good.all():
+            judged.rejects.extend(refused_rows(rows, index, offset, self._fields))
 
     def _place(self, judged: _Judged, columns: Columns, masks: NDArray[np.uint64]) -> None:
         """Put judged signals into their rows; their entities stand there already."""
@@ -101,11 +119,21 @@ class Decoder:
 
 @dataclass(frozen=True, slots=True)
 class _Judged:
-    """Verdicts on the flagged messages of a chunk: signals with their rows, and rejects."""
+    """Verdicts on the flagged messages of a chunk: signals with their rows, rejects, and messages of many signals."""
 
     signals: list[Signal] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
+    opened: list[tuple[int, ArrowRows]] = field(default_factory=list)
+
+
+def _reject(chunk: RawChunk, index: int, error: SkippableError, message: bytes, trace_id: str | None) -> Reject:
+    """The verdict on a bad message, with what its headers tell of it."""
+    if chunk.headers is not None:
+        headers = chunk.headers(index)
+        error = explained(error, headers)
+        trace_id = trace_id or trace_of(headers)
+    return Reject(index, int(chunk.offsets[index]), error.reason, str(error), message, trace_id)
 
 
 def _with_entities(columns: Columns, judged: _Judged) -> Columns:
@@ -126,11 +154,12 @@ def _with_entities(columns: Columns, judged: _Judged) -> Columns:
 
 
 def _assemble(chunk: RawChunk, columns: Columns, masks: NDArray[np.uint64], judged: _Judged) -> Decoded:
-    """Drop the rows of rejects; they have no entity bytes."""
+    """Drop the rows of rejects and of messages of many signals; they have no entity bytes."""
     good = np.ones(len(masks), np.bool_)
     good[[reject.index for reject in judged.rejects]] = False
+    good[[index for index, _ in judged.opened]] = False
     index = np.flatnonzero(good)
-    keep = index if judged.rejects else slice(None)
+    keep = slice(None) if len(index) == len(masks) else index
     offsets = columns.entity_offsets
     batch = SignalBatch(
         partition=chunk.partition,

@@ -12,11 +12,14 @@ from operators.documents import doc_id
 from operators.errors import ResumeError
 from operators.packing import pack, unpack
 
-TaskKind = Literal["added", "updated", "renamed", "deleted", "relisted"]
-"""relisted: unchanged, but another source lists it."""
+TaskKind = Literal["added", "updated", "renamed", "deleted", "relisted", "refused"]
+"""relisted: unchanged, but another source lists it. refused: a message that names no document, for its letter only."""
 
 DOCUMENT_STAGES = ("fetch", "extract", "embed")
-"""Stages that refuse documents; all other stages of dead letters are those of signals."""
+"""Stages that refuse documents."""
+
+EVENT_STAGE = "event"
+"""Stage that refuses messages about documents; all other stages of dead letters are those of signals."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,8 @@ class Passed:
         """Whether the task is new, and what is remembered after it. Changes `turns` in place: there is one holder."""
         if task.turn < self.turn_least or task.turn <= self.turns.get(task.doc_id, -1):
             return False, self
+        if task.kind == "refused":
+            return True, self
         if task.kind != "deleted":
             self.turns[task.doc_id] = task.turn
             return True, self

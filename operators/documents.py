@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -88,3 +89,20 @@ def chunk_keys(document: str, text_hashes: Iterable[str]) -> tuple[int, ...]:
         name = _SEPARATOR.join((document.encode(), text_hash.encode(), str(seen[text_hash]).encode()))
         keys.append(int.from_bytes(blake2b(name, digest_size=8).digest(), "little"))
     return tuple(keys)
+
+
+def rebuilt_text(chunks: Sequence[Chunk], media_type: str, metadata: dict[str, object]) -> Text:
+    """The text that was cut into these chunks, in their order.
+
+    What stood between them was blank, and becomes line feeds. A page begins with the first chunk
+    that began on it or on a later one.
+    """
+    parts: list[str] = []
+    end = 0
+    for chunk in chunks:
+        parts += ["\n" * (chunk.offset - end), chunk.text[max(0, end - chunk.offset) :]]
+        end = max(end, chunk.offset + chunk.length)
+    pages = [chunk.page for chunk in chunks if chunk.page is not None]
+    begins = [chunk.offset for chunk in chunks if chunk.page is not None]
+    later = [begins[bisect_left(pages, page)] for page in range(2, max(pages, default=0) + 1)]
+    return Text("".join(parts), media_type, (0, *later) if pages else (), metadata)

@@ -68,16 +68,22 @@ def extractor_shape(pdf: PdfReader) -> str:
         raise MissingExtraError(f"the PDF reader `{pdf}`", pdf) from error
 
 
-def media_type_of(data: bytes, uri: str) -> str:
-    """What a document is: by the end of its name, but a PDF under any name is a PDF."""
+def media_type_of(data: bytes, uri: str, said: str | None = None) -> str:
+    """What a document is: what is said, else by the end of its name, but a PDF under any name is a PDF."""
     if data.startswith(b"%PDF-"):
         return PDF
+    if said is not None:
+        return said
     name = uri.partition("?")[0].partition("#")[0].rpartition("/")[2]
     return _SUFFIXES.get(name.rpartition(".")[2].lower(), PLAIN)
 
 
-def extract(data: bytes, uri: str, *, pdf: PdfReader, limits: ExtractLimits | None = None) -> Text:
+def extract(
+    data: bytes, uri: str, *, pdf: PdfReader, limits: ExtractLimits | None = None, said: str | None = None
+) -> Text:
     """The text of a document as it stands there, not yet normalised; no lone surrogates in it.
+
+    said: the media type, where its source says one.
 
     Markdown: front matter (YAML between `---`) becomes metadata and leaves the text. PDF: a page begins at each of
     `page_starts`, a line feed before it; the document's own title, author … are metadata. Text in no Unicode
@@ -88,7 +94,7 @@ def extract(data: bytes, uri: str, *, pdf: PdfReader, limits: ExtractLimits | No
     """
     limits = limits or ExtractLimits()
     check_size(data, uri, limits)
-    media_type = media_type_of(data, uri)
+    media_type = media_type_of(data, uri, said)
     if media_type == PDF:
         from operators.extract_pdf import extract_pdf
 

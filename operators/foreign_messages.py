@@ -94,12 +94,12 @@ def total_length(messages):  # type: ignore[no-untyped-def]  # numba infers the 
 
 @kernel
 def copy_messages(messages, data, starts, lengths, offsets, timestamps, errors, timestamp_of, destroy):  # type: ignore[no-untyped-def]  # as above
-    """Copy the good messages out, in order, give every message back, and return how many were good.
+    """Copy the good messages out, in order, give the others back, and return how many were good.
 
-    messages: int64 (n,), addresses. data: uint8, of `total_length` bytes at least. starts, lengths, offsets,
-    timestamps: int64 (n,), filled as far as there are good ones. errors: int64 (n,): of message i its error code, 0 if
-    it is good; the offset of an error stands in `messages[i]`, whose address is gone. timestamp_of, destroy: the
-    library's functions, as addresses.
+    messages: int64 (n,), addresses; those of the good ones stand in front then. data: uint8, of `total_length` bytes at
+    least. starts, lengths, offsets, timestamps: int64 (n,), filled as far as there are good ones. errors: int64 (n, 2),
+    of message i its error code, 0 if it is good, and its offset. timestamp_of, destroy: the library's functions, as
+    addresses.
     """
     count = 0
     at = 0
@@ -107,7 +107,8 @@ def copy_messages(messages, data, starts, lengths, offsets, timestamps, errors, 
         message = messages[i]
         error = _load_int32(message + _ERROR)
         offset = _load_int64(message + _OFFSET)
-        errors[i] = error
+        errors[i, 0] = error
+        errors[i, 1] = offset
         if error == 0:
             length = _load_int64(message + _LENGTH)
             _copy(data, at, _load_int64(message + _PAYLOAD), length)
@@ -116,7 +117,15 @@ def copy_messages(messages, data, starts, lengths, offsets, timestamps, errors, 
             offsets[count] = offset
             timestamps[count] = _call_for_int64(timestamp_of, message)
             at += length
+            messages[count] = message
             count += 1
-        messages[i] = offset
-        _call(destroy, message)
+        else:
+            _call(destroy, message)
     return count
+
+
+@kernel
+def give_back(messages, destroy):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    """Give these messages (int64 (n,), addresses) back to the library, whose function is `destroy`."""
+    for i in range(len(messages)):
+        _call(destroy, messages[i])

@@ -6,8 +6,10 @@ Times are int64 microseconds since the Unix epoch, UTC. A null value is NaN insi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +26,17 @@ END_OF_TIME = np.iinfo(np.int64).max
 """Watermark of a log that has ended: everything closes."""
 
 
+class Headers(NamedTuple):
+    """What may stand beside a message: its content type, its version of CloudEvents, its W3C `traceparent`.
+
+    specversion: set if the message is a CloudEvent whose attributes stand beside it, and its data are the message.
+    """
+
+    content_type: bytes | None = None
+    specversion: bytes | None = None
+    traceparent: bytes | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class RawChunk:
     """Messages of one bus partition as they came, in the order of the log.
@@ -33,6 +46,7 @@ class RawChunk:
     starts, lengths, offsets: int64 (n,); offset is the position in the log, strictly rising.
     timestamps: int64 (n,), milliseconds since the Unix epoch at which the bus took the message, -1 where it did not
         note that; None for a bus that notes none.
+    headers: gives those of a message, by its index, until the next messages are read; None for a bus that has none.
     """
 
     partition: str
@@ -41,6 +55,7 @@ class RawChunk:
     lengths: NDArray[np.int64]
     offsets: NDArray[np.int64]
     timestamps: NDArray[np.int64] | None = None
+    headers: Callable[[int], Headers] | None = None
 
     def message(self, index: int) -> bytes:
         """The original bytes of message `index`."""
@@ -89,9 +104,10 @@ class SignalBatch:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A message that is no signal: where it stood, why it was refused, and its original bytes.
+    """A message, or a row of one, that is no signal: where it stood, why it was refused, and its original bytes.
 
-    index: its place in the RawChunk. reason: a short stable word; detail: one sentence.
+    index: its place in the RawChunk. reason: a short stable word; detail: one sentence. row: its place in a message of
+    many signals, of which it is one; None for a whole message. The original of a row is a message of its own.
     """
 
     index: int
@@ -100,18 +116,22 @@ class Reject:
     detail: str
     original: bytes
     trace_id: str | None = None
+    row: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What one decoder call made of a RawChunk: n signals and the rejects; together all messages.
+    """What one decoder call made of a RawChunk: n signals and the rejects; together all messages and their rows.
 
-    index: int64 (n,); place of signal i in the RawChunk, rising.
+    index: int64 (n,); place of signal i's message in the RawChunk, never falling. rows: int64 (n,), place of signal i
+    in its message, -1 where that is one signal; None if all are. Rows of one message share its offset and stand
+    in their order.
     """
 
     batch: SignalBatch
     index: NDArray[np.int64]
     rejects: tuple[Reject, ...]
+    rows: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ class Reason(StrEnum):
     NOT_UTF8 = "not_utf8"
     NOT_JSON = "not_json"
     NOT_OBJECT = "not_object"
+    NOT_ARROW = "not_arrow"
     ENVELOPE = "envelope"
     ENTITY_ID = "entity_id"
     EVENT_TIME = "event_time"
@@ -138,7 +139,7 @@ def _members(message: bytes, load: Callable[[bytes], object]) -> dict[str, Any]:
     if document["specversion"] != "1.0":
         raise DecodeError(Reason.ENVELOPE, 'the CloudEvents envelope has another `specversion`; "1.0" is expected')
     content_type = document.get("datacontenttype")
-    if content_type is not None and not _is_json(content_type):
+    if content_type is not None and not is_json_type(content_type):
         raise DecodeError(Reason.ENVELOPE, "`datacontenttype` of the CloudEvents envelope is not a JSON media type")
     if ("data" in document) == ("data_base64" in document):
         raise DecodeError(Reason.ENVELOPE, "the CloudEvents envelope needs either `data` or `data_base64`")
@@ -154,7 +155,8 @@ def _members(message: bytes, load: Callable[[bytes], object]) -> dict[str, Any]:
     return _object(load(decoded), "`data_base64` of the CloudEvents envelope")
 
 
-def _is_json(content_type: object) -> bool:
+def is_json_type(content_type: object) -> bool:
+    """Whether it is a media type of JSON, with parameters or without."""
     if not isinstance(content_type, str):
         return False
     media_type = content_type.partition(";")[0].strip().lower()

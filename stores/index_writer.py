@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,14 +44,33 @@ class IndexChange:
     vectors: NDArray[np.float32]
 
 
+class Announcer(Protocol):
+    """Tells others, before it is remembered: what a crash cuts short is told again, with the same id."""
+
+    def refused(self, letters: Sequence[DeadLetter]) -> None:
+        """These documents are refused; the letters are not kept yet."""
+        ...
+
+    def changing(self, changes: Sequence[IndexChange]) -> None:
+        """These changes are about to be seen by whoever searches; their vectors are there."""
+        ...
+
+
 class IndexWriter:
     """Writes documents' changes; everything may be repeated without effect."""
 
-    def __init__(self, vectors: VectorStore, metadata: MetadataStore, dead_letters: DeadLetters) -> None:
+    def __init__(
+        self,
+        vectors: VectorStore,
+        metadata: MetadataStore,
+        dead_letters: DeadLetters,
+        announcer: Announcer | None = None,
+    ) -> None:
         """Become the writer of every shard. Raises ConfigError while another is, with none held."""
         self._vectors = vectors
         self._metadata = metadata
         self._dead_letters = dead_letters
+        self._announcer = announcer
         with ExitStack() as opened:
             self._writers = [opened.enter_context(closing(vectors.write(shard))) for shard in range(vectors.shards)]
             self._reader = opened.enter_context(closing(vectors.read()))
@@ -98,7 +117,7 @@ class IndexWriter:
             self.snapshot()
 
     def _write(self, changes: Sequence[IndexChange]) -> None:
-        self._dead_letters.put([c.letter for c in changes if c.letter is not None])
+        self._keep_letters([c.letter for c in changes if c.letter is not None])
         gone: list[tuple[int, NDArray[np.uint64]]] = []
         touched: set[int] = set()
         self._reader.refresh()
@@ -114,10 +133,19 @@ class IndexWriter:
                 gone.append((shard, np.setdiff1d(had, wanted)))
         for shard in sorted(touched):
             self._writers[shard].commit()
+        if self._announcer is not None:
+            self._announcer.changing(changes)
         self._metadata.apply([c.change for c in changes if c.change is not None])
         for shard, keys in gone:
             self._writers[shard].delete(keys)
         self._forget_letters([c for c in changes if c.change is not None and c.letter is None])
+
+    def _keep_letters(self, letters: list[DeadLetter]) -> None:
+        if self._announcer is not None:
+            new = [letter for letter in letters if self._dead_letters.get(letter.letter_id) is None]
+            if new:
+                self._announcer.refused(new)
+        self._dead_letters.put(letters)
 
     def _forget_letters(self, changes: Sequence[IndexChange]) -> None:
         """A document that is good again, or gone, is refused no longer."""

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
-from stores.writers import LogWriter, OfflineWriter, OnlineWriter, Rows
+from stores.writers import Append, LogWriter, OnlineWriter, Rows
 
 if TYPE_CHECKING:
     from operators.feature_sets import FeatureSets
+    from operators.messages import Message
     from operators.records import DeadLetter
     from stores.deadletters.port import DeadLetters
     from stores.features.port import Features
@@ -23,11 +24,11 @@ Failure = Callable[[str, str, BaseException], None]
 """Hears (step, part, error) before the error is raised."""
 
 
-class OfflineSink(FixedPartitionedSink[Rows, bytes]):
-    """Feature history from every shard. Exactly once with recovery."""
+class RowsSink(FixedPartitionedSink[Rows, bytes]):
+    """Feature rows from every shard, by some writers. Exactly once with recovery."""
 
     def __init__(
-        self, open_writer: Callable[[str, bytes | None], OfflineWriter], failed: Failure, *, parts: int
+        self, open_writer: Callable[[str, bytes | None], _Writer[Rows]], failed: Failure, *, parts: int
     ) -> None:
         """open_writer: (part, what its snapshot returned). parts: writers, fixed for a recovery folder."""
         self._open_writer = open_writer
@@ -70,17 +71,17 @@ class OnlineSink(FixedPartitionedSink[Rows, bytes]):
         return _Part(step_id, for_part, self._failed, lambda: OnlineWriter(self._store, self._sets, resume_state))
 
 
-class LogSink(FixedPartitionedSink[list[bytes], bytes]):
-    """Messages to one partition of a log. Exactly once with recovery."""
+class LogSink(FixedPartitionedSink[list["Message"], bytes]):
+    """Messages to a log, by one writer. Exactly once with recovery."""
 
-    def __init__(self, append: Callable[[list[bytes], int], int], failed: Failure, *, durable: bool) -> None:
+    def __init__(self, append: Append, failed: Failure, *, durable: bool) -> None:
         """append, durable: see LogWriter."""
         self._append = append
         self._failed = failed
         self._durable = durable
 
     def list_parts(self) -> list[str]:
-        """One writer: it owns its partition."""
+        """One writer: it owns its name."""
         return ["log"]
 
     def part_fn(self, item_key: str) -> int:
@@ -90,7 +91,7 @@ class LogSink(FixedPartitionedSink[list[bytes], bytes]):
 
     def build_part(
         self, step_id: str, for_part: str, resume_state: bytes | None
-    ) -> StatefulSinkPartition[list[bytes], bytes]:
+    ) -> StatefulSinkPartition[list[Message], bytes]:
         """Open the writer; what its snapshot held is appended first."""
         writer = lambda: LogWriter(self._append, resume_state, durable=self._durable)  # noqa: E731  # opened by the part
         return _Part(step_id, for_part, self._failed, writer)
@@ -145,7 +146,7 @@ class DeadLetterSink(FixedPartitionedSink[list["DeadLetter"], bytes]):
 
 
 class _Writer(Protocol[Item_contra]):
-    """What the three writers have in common."""
+    """What the writers have in common."""
 
     def write(self, value: Item_contra, /) -> None: ...
     def snapshot(self) -> bytes: ...
@@ -185,7 +186,8 @@ class _DeadLetterWriter:
         self._store = store
 
     def write(self, letters: list[DeadLetter]) -> None:
-        self._store.put(letters)
+        if letters:
+            self._store.put(letters)
 
     def snapshot(self) -> bytes:
         return b""

@@ -8,6 +8,7 @@ published first; and what is staged beyond that belongs to a lost epoch and is t
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -16,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from operators.errors import ResumeError
+from operators.messages import Message, pack_messages, unpack_messages
 from operators.packing import pack, unpack, unpack_meta
 from operators.records import RowBlock
 from operators.rows import join, newest, to_tables
@@ -23,13 +25,16 @@ from stores.features.port import View
 from stores.offline.port import PartitionKey, Staged, Withheld
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
     from operators.feature_sets import FeatureSet, FeatureSets
     from stores.features.port import Features
     from stores.offline.port import OfflineStore
+
+Append = Callable[[list[Message], int], int]
+"""(messages, at) → the place after them; repeating it changes nothing, and no messages are no work."""
 
 ROWS_MIN = 16_384
 """Fewer rows than this wait for company, in the snapshot, so that files have a sensible size …"""
@@ -77,21 +82,22 @@ class Delivery:
 def partitioned(blocks: list[RowBlock], sets: FeatureSets) -> dict[PartitionKey, pa.Table]:
     """Return the rows as one table for each partition of the offline store, sorted; rows stand as they came."""
     tables: dict[PartitionKey, list[pa.Table]] = {}
-    for declared, mine in _by_set(blocks, sets):
+    for declared, mine in by_set(blocks, sets):
         for spec, date, table in to_tables(mine, declared):
             key = PartitionKey(declared.name, declared.version, declared.windows[spec].folder, date)
             tables.setdefault(key, []).append(table)
     return {key: pa.concat_tables(some) for key, some in sorted(tables.items())}
 
 
-def _by_set(blocks: list[RowBlock], sets: FeatureSets) -> Iterator[tuple[FeatureSet, list[RowBlock]]]:
+def by_set(blocks: list[RowBlock], sets: FeatureSets) -> Iterator[tuple[FeatureSet, list[RowBlock]]]:
+    """The blocks of each set that has any."""
     for index, declared in enumerate(sets.sets):
         mine = [b for b in blocks if b.set_index == index]
         if mine:
             yield declared, mine
 
 
-def _pack(meta: dict[str, object], blocks: list[RowBlock]) -> bytes:
+def pack_rows(meta: dict[str, object], blocks: list[RowBlock]) -> bytes:
     """Snapshot of meta and of rows, which may wait for long: one block a set."""
     of_set = {index: join([b for b in blocks if b.set_index == index]) for index in {b.set_index for b in blocks}}
     arrays: dict[str, NDArray[np.generic]] = {}
@@ -102,7 +108,8 @@ def _pack(meta: dict[str, object], blocks: list[RowBlock]) -> bytes:
     return pack({**meta, "sets": sorted(of_set)}, arrays)
 
 
-def _unpack(state: bytes) -> tuple[dict[str, object], list[RowBlock]]:
+def unpack_rows(state: bytes) -> tuple[dict[str, object], list[RowBlock]]:
+    """What `pack_rows` was given."""
     meta, arrays = unpack(state)
     found = cast("list[int]", meta["sets"])
     return meta, [RowBlock(i, *(arrays[f"{i}.{column}"] for column in _COLUMNS)) for i in found]  # type: ignore[arg-type]  # as packed
@@ -130,6 +137,7 @@ class OfflineWriter:
         self._staged = delivery.staged
         self._beside = delivery.beside if delivery.staged else None
         self._ahead: list[Future[Staged]] = []
+        self._lock = threading.Lock()
         self._sequence = 0
         self._tokens: tuple[str, ...] = ()
         self._waiting: list[RowBlock] = []
@@ -144,17 +152,15 @@ class OfflineWriter:
     def write(self, rows: Rows) -> None:
         """Take rows of any shard."""
         self._final = self._final or rows.final
-        self._waiting += rows.blocks
-        self._rows += sum(map(len, rows.blocks))
-        if self._beside is not None and self._rows >= ROWS_MIN and all(ahead.done() for ahead in self._ahead):
-            blocks, number, self._sequence = self._waiting, self._sequence, self._sequence + 1
-            self._ahead.append(self._beside.submit(self._stage_as, number, blocks))
-            self._waiting, self._rows, self._age = [], 0, 0
+        with self._lock:
+            self._waiting += rows.blocks
+            self._rows += sum(map(len, rows.blocks))
+        if all(ahead.done() for ahead in self._ahead):
+            self._write_beside()
 
     def snapshot(self) -> bytes:
         """Publish what the last snapshot staged, stage what waits if it is time, and return the state."""
-        ahead = [each.result() for each in self._ahead]  # a writer has one user at a time: its files come first
-        self._ahead = []
+        ahead = self._written_beside()  # a writer has one user at a time: its files come first
         self._publish()
         for done in ahead:
             self._count(done)
@@ -168,40 +174,60 @@ class OfflineWriter:
             "age": self._age,
             "withheld": [self.withheld.repeated, self.withheld.different],
         }
-        return _pack(meta, self._waiting)
+        return pack_rows(meta, self._waiting)
 
     def close(self) -> None:
         """Without durable snapshots nobody will come back for what is staged: publish it now."""
-        for ahead in self._ahead:
-            done = ahead.result()
-            if not self._durable:
-                self._count(done)
-        self._ahead = []
+        ahead = self._written_beside()
         if not self._durable:
+            for done in ahead:
+                self._count(done)
             if self._waiting:
                 self._stage()
             self._publish()
 
+    def _write_beside(self) -> None:
+        """Have what waits staged by another thread, if that is enough for a file."""
+        if self._beside is not None and self._rows >= ROWS_MIN:
+            self._ahead.append(self._beside.submit(self._stage_beside))
+
+    def _stage_beside(self) -> Staged:
+        """Stage what waits by now, and go on later, behind others, if there is enough again."""
+        with self._lock:
+            number, blocks = self._taken()
+        done = self._stage_as(number, blocks)
+        self._write_beside()
+        return done
+
+    def _written_beside(self) -> list[Staged]:
+        """Wait for what other threads stage. Raises what they have met."""
+        done = []
+        while self._ahead:
+            done.append(self._ahead[0].result())
+            del self._ahead[0]
+        return done
+
+    def _taken(self) -> tuple[int, list[RowBlock]]:
+        """The next sequence number, and the rows that wait, which no longer do."""
+        number, blocks = self._sequence, self._waiting
+        self._sequence, self._waiting, self._rows, self._age = number + 1, [], 0, 0
+        return number, blocks
+
     def _stage(self) -> None:
-        while not self._staged_as_next():
-            self._store.discard(self._writer, keep=())
-        self._waiting, self._rows, self._age = [], 0, 0
-
-    def _staged_as_next(self) -> bool:
-        """Stage the rows that wait; if they are to be seen at once, publish them too.
-
-        False if a lost epoch has published that number: it is used up.
-        """
-        number, self._sequence = self._sequence, self._sequence + 1
-        done = self._stage_as(number, self._waiting)
-        if self._staged:
-            self._count(done)
-            return True
-        try:
-            self.withheld += self._store.publish(done.tokens) + done.withheld
-        except ResumeError:
-            return False
-        return True
+        """Stage the rows that wait; if they are to be seen at once, publish them too."""
+        number, blocks = self._taken()
+        while True:
+            done = self._stage_as(number, blocks)
+            if self._staged:
+                self._count(done)
+                return
+            try:
+                self.withheld += self._store.publish(done.tokens) + done.withheld
+            except ResumeError:  # a lost epoch has published that number: it is used up
+                self._store.discard(self._writer, keep=())
+                number, self._sequence = self._sequence, self._sequence + 1
+            else:
+                return
 
     def _stage_as(self, number: int, blocks: list[RowBlock]) -> Staged:
         return self._store.stage(self._writer, number, partitioned(blocks, self._sets))
@@ -216,7 +242,7 @@ class OfflineWriter:
             self._tokens = ()
 
     def _restore(self, resume: bytes) -> None:
-        meta, self._waiting = _unpack(resume)
+        meta, self._waiting = unpack_rows(resume)
         self._rows = sum(map(len, self._waiting))
         self._sequence = cast("int", meta["sequence"])
         self._age = cast("int", meta["age"])
@@ -238,15 +264,15 @@ def withheld_in(state: bytes) -> Withheld:
 class LogWriter:
     """Appends messages to a log at one snapshot later than they came; owns its partition of the log."""
 
-    def __init__(self, append: Callable[[list[bytes], int], int], resume: bytes | None, *, durable: bool) -> None:
-        """append: (messages, at) → next offset; repeating it changes nothing. durable: see Delivery."""
+    def __init__(self, append: Append, resume: bytes | None, *, durable: bool) -> None:
+        """Append what the resumed snapshot held. durable: see Delivery."""
         self._append = append
         self._durable = durable
         self._at, self._ready = (0, []) if resume is None else logged(resume)
-        self._waiting: list[bytes] = []
+        self._waiting: list[Message] = []
         self._flush()
 
-    def write(self, messages: list[bytes]) -> None:
+    def write(self, messages: list[Message]) -> None:
         """Take messages."""
         self._waiting += messages
 
@@ -254,9 +280,7 @@ class LogWriter:
         """Append what the last snapshot held; hold what has come since."""
         self._flush()
         self._ready, self._waiting = self._waiting, []
-        lengths = np.array([len(m) for m in self._ready], np.int64)
-        data = np.frombuffer(b"".join(self._ready), np.uint8)
-        return pack({"at": self._at}, {"data": data, "lengths": lengths})
+        return pack({"at": self._at}, pack_messages(self._ready))
 
     def close(self) -> None:
         """Without durable snapshots: append everything now."""
@@ -266,16 +290,14 @@ class LogWriter:
             self._flush()
 
     def _flush(self) -> None:
-        if self._ready:
-            self._at = self._append(self._ready, self._at)
-            self._ready = []
+        self._at = self._append(self._ready, self._at)
+        self._ready = []
 
 
-def logged(state: bytes) -> tuple[int, list[bytes]]:
-    """(offset, messages) that a committed snapshot of a LogWriter holds, ready to be appended."""
+def logged(state: bytes) -> tuple[int, list[Message]]:
+    """(place, messages) that a committed snapshot of a LogWriter holds, ready to be appended."""
     meta, arrays = unpack(state)
-    data, ends = arrays["data"].tobytes(), np.cumsum(arrays["lengths"]).tolist()
-    return cast("int", meta["at"]), [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    return cast("int", meta["at"]), unpack_messages(arrays)
 
 
 class OnlineWriter:
@@ -301,7 +323,7 @@ class OnlineWriter:
         self._changed = threading.Condition()
         saved: list[RowBlock] = []
         if resume is not None:
-            meta, saved = _unpack(resume)
+            meta, saved = unpack_rows(resume)
             declared, was = self._declared(), cast("list[list[object]]", meta["declared"])
             saved = [b for b in saved if b.set_index < len(declared) and declared[b.set_index] == was[b.set_index]]
         self._thread = threading.Thread(target=self._work, name="online-writer", daemon=True)
@@ -332,7 +354,7 @@ class OnlineWriter:
         """The rows that are not confirmed, newest an entity."""
         with self._changed:
             held = [*self._writing, *self._waiting]
-        return _pack({"declared": self._declared()}, self._newest(held))
+        return pack_rows({"declared": self._declared()}, self._newest(held))
 
     def close(self) -> None:
         """Stop the thread, which may finish what it is writing; the rest stays in the snapshot."""
@@ -364,12 +386,12 @@ class OnlineWriter:
                 self._changed.notify_all()
 
     def _serve(self, blocks: list[RowBlock]) -> None:
-        for declared, mine in _by_set(self._newest(blocks), self._sets):
+        for declared, mine in by_set(self._newest(blocks), self._sets):
             for spec, _, table in to_tables(mine, declared):
                 self._store.write(View(declared, declared.windows[spec]), table.to_batches()[0])
 
     def _newest(self, blocks: list[RowBlock]) -> list[RowBlock]:
-        return [newest(mine) for _, mine in _by_set(blocks, self._sets)]
+        return [newest(mine) for _, mine in by_set(blocks, self._sets)]
 
     def _declared(self) -> list[list[object]]:
         """What the rows of each set are of, JSON-able."""

@@ -10,9 +10,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataflows.buses import open_writable_bus
+from dataflows.buses import open_bus
 from dataflows.buses.kafka import KafkaBus, LaneName
 from dataflows.buses.port import Bus, PartitionReader, Position
+from operators.messages import Message
 from tests.kafka_server import create_topic, produce
 
 LIMIT_S = 30.0
@@ -21,7 +22,7 @@ EVENT_BYTES_MAX = 1 << 20
 QUICK = {"fetch.wait.max.ms": "10"}
 """How long a broker waits for more before it says that there is none."""
 
-Message = tuple[int, bytes]
+Found = tuple[int, bytes]
 """(offset, bytes)"""
 
 
@@ -37,10 +38,10 @@ class Subject:
 
 def writable(url: str) -> Subject:
     """A bus that is written to by itself."""
-    bus = open_writable_bus(url, event_bytes_max=EVENT_BYTES_MAX)
+    bus = open_bus(url, event_bytes_max=EVENT_BYTES_MAX)
 
     def put(topic: str, partition: str, messages: Sequence[bytes]) -> None:
-        bus.append(topic, partition, messages, at=bus.end(topic, partition))
+        bus.append(topic, partition, [Message(m) for m in messages], at=bus.written(topic, partition))
 
     return Subject(bus, ("t", "u"), ("a", "b", "ключ 😀"), put)
 
@@ -78,9 +79,9 @@ BUSES: dict[str, Callable[[Path, Callable[[], str]], Subject]] = {
 """One line an adapter: (a folder, a call that gives the address of a broker) → the subject."""
 
 
-def drained(reader: PartitionReader, events_max: int = 1000, *, count: int = 0) -> list[Message]:
+def drained(reader: PartitionReader, events_max: int = 1000, *, count: int = 0) -> list[Found]:
     """Everything up to the end of the log, and on until there are `count`; what is on its way is waited for."""
-    out: list[Message] = []
+    out: list[Found] = []
     deadline = time.monotonic() + LIMIT_S
     while (chunk := reader.poll(events_max)) is not None or len(out) < count:
         assert time.monotonic() < deadline, f"{len(out)} messages, and no end"
@@ -94,7 +95,7 @@ def drained(reader: PartitionReader, events_max: int = 1000, *, count: int = 0) 
 
 def read_all(
     bus: Bus, topic: str, partition: str, position: Position | None = None, *, events_max: int = 1000
-) -> list[Message]:
+) -> list[Found]:
     """Everything in the partition from the position on."""
     with closing(bus.reader(topic, partition, position)) as reader:
         return drained(reader, events_max)

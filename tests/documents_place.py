@@ -177,7 +177,7 @@ class DocumentPlace(Place):
 
     def letters(self) -> list[LetterHead]:
         """All dead letters, oldest first."""
-        path = self.root / "bus" / "dlq" / "deadletters.db"
+        path = self.root / "bus" / str(self.settings.get("TOPIC_DLQ", "dlq")) / "deadletters.db"
         with closing(open_dead_letters(f"sqlite:///{path}")) as store:
             return list(store.list(limit=1_000_000))
 

@@ -166,4 +166,72 @@ GUARANTEES = (
         "It starts with nothing, and what this page tells to type works",
         ("test_readme.py::test_the_minute_with_your_own_data_works",),
     ),
+    Guarantee(
+        "A signal means the same bare, in either mode of CloudEvents and as a row of an Arrow message, to the bit",
+        (
+            "test_arrow_messages.py::test_a_row_means_what_it_means_as_json",
+            "test_cloudevents.py::test_what_the_sdk_writes_is_read",
+            "test_kafka_formats.py::test_arrow_messages_give_the_rows_of_json_lines",
+        ),
+    ),
+    Guarantee(
+        "No bytes do harm: a damaged message is a dead letter and its neighbours are used",
+        ("test_arrow_messages.py::test_damaged_bytes_do_no_harm", "test_arrow_messages.py::test_bytes_around_a_stream"),
+    ),
+    Guarantee(
+        "Over Kafka the rows are those of files, whatever partitions, workers and processes, and whoever is killed",
+        ("test_kafka_flow.py::test_every_way_of_running", "test_kafka_flow.py::test_killed_again_and_again"),
+    ),
+    Guarantee(
+        "Kafka behind TLS, users and rights: who is right gets the same bits, who is wrong is told which setting,"
+        " and no secret is told",
+        (
+            "test_kafka_security.py::test_who_is_right_gets_in",
+            "test_kafka_security.py::test_who_is_wrong_is_told_so",
+            "test_kafka_security.py::test_secrets_in_other_properties",
+        ),
+    ),
+    Guarantee(
+        "Rescaling, upgrades and new versions of a feature set, done as the runbooks say, lose and repeat nothing",
+        (
+            "test_runbooks.py::test_rescale_from_1_to_3_to_2_processes",
+            "test_runbooks.py::test_upgrade",
+            "test_runbooks.py::test_an_upgrade_to_another_format",
+            "test_runbooks.py::test_another_version_of_a_feature_set",
+            "test_runbooks.py::test_a_set_that_is_restarted_whole",
+        ),
+    ),
+    Guarantee(
+        "The doctor names what is wrong before a run meets it, changes nothing of yours, and waits for nobody for ever",
+        (
+            "test_doctor.py::test_all_is_well",
+            "test_doctor.py::test_what_is_wrong_is_named",
+            "test_doctor_kafka.py::test_bounded_when_nothing_answers",
+            "test_kafka_security.py::test_rights_that_lack",
+        ),
+    ),
+    Guarantee(
+        "A message about a document counts once, whatever is killed or lost of the recovery folder; the newest of a uri"
+        " wins",
+        (
+            "test_document_topic.py::test_killed_again_and_again",
+            "test_document_topic.py::test_a_lost_recovery_folder_costs_nothing",
+            "test_document_events.py::test_whatever_crashes_the_last_message_of_a_uri_wins",
+        ),
+    ),
+    Guarantee(
+        "No message makes Headrace open what INGEST_SOURCES does not cover",
+        (
+            "test_document_events.py::test_sources_own_their_uris",
+            "test_document_messages.py::test_what_is_no_uri",
+            "contracts/test_sources.py::test_what_is_looked_at_is_what_is_listed",
+        ),
+    ),
+    Guarantee(
+        "A document that came in a message outlives its message: another chunk size or model re-indexes it",
+        (
+            "test_document_topic.py::test_messages_that_retention_has_taken",
+            "test_document_events.py::test_another_shape_without_the_messages",
+        ),
+    ),
 )

@@ -21,6 +21,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -38,9 +39,9 @@ _PROPERTIES = """
 process.roles=broker,controller
 node.id=1
 controller.listener.names=CONTROLLER
-listeners=PLAINTEXT://127.0.0.1:{broker},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{broker}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listeners={doors},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners={doors}
+listener.security.protocol.map={protocols},CONTROLLER:PLAINTEXT
 controller.quorum.bootstrap.servers=127.0.0.1:{controller}
 log.dirs={data}
 auto.create.topics.enable=false
@@ -59,21 +60,44 @@ log.segment.delete.delay.ms=100
 """
 
 
+@dataclass(frozen=True)
+class Security:
+    """Who may come in and how. doors: Kafka's security protocols, a port each, PLAINTEXT among them.
+
+    properties: of the server, on top. users: name → password, for SCRAM-SHA-512.
+    """
+
+    doors: tuple[str, ...] = ("PLAINTEXT",)
+    properties: Mapping[str, str] = field(default_factory=dict)
+    users: Mapping[str, str] = field(default_factory=dict)
+
+
 class Broker:
     """One Kafka node whose data stay in its folder: it may be killed and started again, on the same port."""
 
-    def __init__(self, folder: Path, jars: Path) -> None:
-        """Format an empty folder; nothing runs yet."""
+    def __init__(self, folder: Path, jars: Path, security: Security | None = None) -> None:
+        """Format an empty folder; nothing runs yet. Without `security` there is one door, in the clear."""
         self._folder = folder
         self._classpath = f"{jars}/*"
         self._process: subprocess.Popen[bytes] | None = None
-        broker, controller = free_ports(2)
-        self.address = f"127.0.0.1:{broker}"
+        security = security or Security()
+        *ports, controller = free_ports(len(security.doors) + 1)
+        self.addresses = {door: f"127.0.0.1:{port}" for door, port in zip(security.doors, ports, strict=True)}
+        self.address = self.addresses["PLAINTEXT"]
         folder.mkdir(parents=True)
-        text = _PROPERTIES.format(broker=broker, controller=controller, data=folder / "data")
-        (folder / "server.properties").write_text(text, "utf-8")
+        text = _PROPERTIES.format(
+            doors=",".join(f"{door}://{address}" for door, address in self.addresses.items()),
+            protocols=",".join(f"{door}:{door}" for door in self.addresses),
+            controller=controller,
+            data=folder / "data",
+        )
+        more = "".join(f"{name}={value}\n" for name, value in security.properties.items())
+        (folder / "server.properties").write_text(text + more, "utf-8")
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()[:22]
-        format_ = ["kafka.tools.StorageTool", "format", "--standalone", "-t", cluster, "-c", "server.properties"]
+        format_ = ["kafka.tools.StorageTool", "format", "--standalone", "-c", "server.properties"]
+        format_.append(f"--cluster-id={cluster}")  # in one word: it may begin with a dash
+        for name, password in security.users.items():
+            format_ += ["--add-scram", f"SCRAM-SHA-512=[name={name},password={password}]"]
         done = subprocess.run(self._java(*format_), cwd=folder, capture_output=True, timeout=STARTS_S, check=False)
         assert done.returncode == 0, done.stderr.decode()
 
@@ -133,9 +157,9 @@ class Broker:
 
 
 @contextlib.contextmanager
-def own_broker(folder: Path) -> Iterator[Broker]:
+def own_broker(folder: Path, security: Security | None = None) -> Iterator[Broker]:
     """A running broker for one test, which may do with it what it likes."""
-    broker = Broker(folder / "kafka", kafka_jars())
+    broker = Broker(folder / "kafka", kafka_jars(), security)
     try:
         broker.start()
         yield broker
@@ -207,14 +231,23 @@ def kafka_jars() -> Path:
     return folder / "jars"
 
 
-def create_topic(address: str, topic: str, partitions: int = 1, config: Mapping[str, str] | None = None) -> None:
-    """Make a topic and wait until it is there."""
+def create_topic(
+    address: str,
+    topic: str,
+    partitions: int = 1,
+    config: Mapping[str, str] | None = None,
+    *,
+    beside: Sequence[str] = (),
+) -> None:
+    """Make a topic, and those beside it, of one partition each, and wait until they are there."""
     from confluent_kafka.admin import AdminClient, NewTopic
 
     admin = AdminClient({"bootstrap.servers": address, "log_level": 0})
-    made = admin.create_topics([NewTopic(topic, partitions, 1, config=dict(config or {}))])
-    made[topic].result(30)
-    _until_listed(address, topic, listed=True)
+    wanted = [NewTopic(topic, partitions, 1, config=dict(config or {})), *(NewTopic(name, 1, 1) for name in beside)]
+    for made in admin.create_topics(wanted).values():
+        made.result(30)
+    for name in (topic, *beside):
+        _until_listed(address, name, listed=True)
 
 
 def delete_topic(address: str, topic: str) -> None:

@@ -14,6 +14,7 @@ from dataflows.batch import BatchPlan, run_batch
 from stores.deadletters import open_dead_letters
 from stores.offline.parquet import ParquetOfflineStore
 from tests.flows import BOUND, SETS, Digests, Log, Place, digests
+from tests.kafka_flows import KafkaPlace
 
 
 def fingerprint(*folders: Path) -> str:
@@ -42,13 +43,20 @@ def batch_digests(log: Log) -> Digests:
 
 def late_ids(place: Place) -> list[str]:
     """Ids of all messages of the late topic, sorted; a repeated one is in the list twice."""
+    return sorted(orjson.loads(value)["id"] for value in _late_values(place))
+
+
+def _late_values(place: Place) -> list[bytes]:
+    if isinstance(place, KafkaPlace):
+        return place.late_values()
     files = sorted((place.root / "bus" / "late").glob("*.jsonl"))
-    return sorted(orjson.loads(line)["id"] for path in files for line in path.read_bytes().splitlines())
+    return [line for path in files for line in path.read_bytes().splitlines()]
 
 
 def dead_places(place: Place) -> list[tuple[str, int]]:
     """Partition and offset of all dead letters, sorted."""
-    with contextlib.closing(open_dead_letters(f"sqlite:///{place.root / 'bus' / 'dlq' / 'deadletters.db'}")) as store:
+    topic = f"{place.topic_name}.dlq" if isinstance(place, KafkaPlace) else "dlq"
+    with contextlib.closing(open_dead_letters(f"sqlite:///{place.root / 'bus' / topic / 'deadletters.db'}")) as store:
         return sorted((head.partition, head.offset) for head in store.list(limit=1_000_000))
 
 
@@ -60,3 +68,5 @@ def prove(place: Place, log: Log, expected: Digests) -> None:
     assert totals.seen == totals.used + totals.duplicate + totals.conflict + totals.late + totals.dead
     assert late_ids(place) == log.late
     assert dead_places(place) == log.broken
+    if isinstance(place, KafkaPlace):
+        place.prove_told(log, expected)

@@ -70,9 +70,33 @@ def write_nested_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
     pq.write_table(pa.table({**columns, "payload": payload}), path)
 
 
+def write_arrows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """An Arrow stream of several compressed record batches, with dictionary-encoded text."""
+    columns: dict[str, Any] = {name: [row[name] for row in rows] for name in SIGNAL}
+    columns["entity_id"] = pa.array(columns["entity_id"]).dictionary_encode()
+    columns["trace_id"] = pa.nulls(len(rows))
+    floats = {f: pa.array([None if (v := row["payload"][f]) is None else float(v) for row in rows]) for f in "abc"}
+    table = pa.table({**columns, **floats, "note": [row["payload"]["note"] for row in rows]})
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_stream(path, table.schema, options=options) as writer:
+        writer.write_table(table, max_chunksize=150)
+
+
+def write_arrow(path: Path, rows: list[dict[str, Any]]) -> None:
+    """An Arrow file with the payload as a struct."""
+    columns: dict[str, Any] = {name: [row[name] for row in rows] for name in SIGNAL}
+    times = pa.array(columns["event_time"], pa.timestamp("ms", tz="UTC")).cast(pa.timestamp("ns", tz="UTC"))
+    payload = [{f: None if row["payload"][f] is None else float(row["payload"][f]) for f in "abc"} for row in rows]
+    table = pa.table({**columns, "event_time": times, "payload": payload})
+    with pa.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=150)
+
+
 WRITERS: dict[str, Callable[[Path, list[dict[str, Any]]], None]] = {
     "jsonl": write_jsonl,
     "csv": write_csv,
     "parquet": write_parquet,
     "struct": write_nested_parquet,
+    "arrow": write_arrow,
+    "arrows": write_arrows,
 }

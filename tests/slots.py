@@ -11,6 +11,7 @@ import orjson
 from dataflows.buses.memory import MemoryBus
 from dataflows.signal_source import SignalSlot, SignalSource, SourcePlan
 from operators.intake import Piece
+from operators.messages import Message
 from operators.watermark import Status
 from tests.strategies import SECOND, two_sets
 
@@ -62,11 +63,11 @@ class Bench:
             {"entity_id": "x", "event_time": int(t * 1000), "sequence": at + i, "payload": {"a": t, "b": 1}}
             for i, t in enumerate(times)
         ]
-        self.bus.append("t", partition, [orjson.dumps(event) for event in events], at=at)
+        self.bus.append("t", partition, [Message(orjson.dumps(event)) for event in events], at=at)
 
     def touch(self, partition: str) -> None:
         """Make a partition that has no event yet."""
-        self.bus.append("t", partition, [b""], at=0)
+        self.bus.append("t", partition, [Message(b"")], at=0)
         self.bus._logs["t", partition].clear()
 
     def slot(self, number: int, resume: bytes | None = None) -> SignalSlot:

@@ -57,7 +57,7 @@ def staged_files(place: Place) -> list[str]:
 
 
 def test_all_formats_give_the_same_rows(tmp_path: Path) -> None:
-    """The same signals as JSON lines, CSV, flat Parquet and Parquet with a struct: the same counts, the same digest."""
+    """The same signals as JSON lines, CSV, Parquet and Arrow, flat or with a struct: the same counts and digest."""
     rows = events()
     found = []
     with ExitStack() as opened:
@@ -186,7 +186,8 @@ def test_inputs_that_cannot_be_used(place: Place, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "deep" / "p-0.jsonl", events(5))
     (tmp_path / "x.json").touch()
     (tmp_path / "x.csv").write_text("entity_id,sequence,a\nx,1,2\n")
-    (tmp_path / "bad.parquet").write_bytes(b"PAR1 no more")
+    for name in ("bad.parquet", "bad.arrow", "bad.arrows"):
+        (tmp_path / name).write_bytes(b"PAR1 no more")
     write_parquet(tmp_path / "cut.parquet", events())
     whole = (tmp_path / "cut.parquet").read_bytes()
     (tmp_path / "cut.parquet").write_bytes(whole[:200] + bytes(800) + whole[1000:])
@@ -194,10 +195,12 @@ def test_inputs_that_cannot_be_used(place: Place, tmp_path: Path) -> None:
     for pattern, says in {
         "nothing-*.jsonl": "no file matches",
         "**/p-0.jsonl": "have one name, which names the partition",
-        "x.json": "must end in .jsonl, .csv or .parquet",
+        "x.json": "must end in .jsonl, .csv, .parquet, .arrow or .arrows",
         "x.csv": "has no column `event_time`; needed are entity_id, event_time, sequence",
         "lacks.parquet": "has no column `sequence`",
         "bad.parquet": "is not a readable Parquet file",
+        "bad.arrow": "is not a readable file of Arrow IPC",
+        "bad.arrows": "is not a readable file of Arrow IPC",
         "cut.parquet": "is not a readable Parquet file",
     }.items():
         done = backfill(place, tmp_path / pattern)

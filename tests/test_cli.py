@@ -23,11 +23,15 @@ from tests.feature_rows import feature_repository, feature_rows
 from tests.flows import ROOT, SETS, Log, Place, clean_log, dirty_log
 
 COMMANDS = {
-    (): ("documents", "search", "demo", "signals", "features", "compact", "backfill", "dlq", "late", "verify"),
+    (): (
+        "documents", "search", "doctor", "produce", "demo", "signals", "features", "compact", "backfill", "dlq", "late",
+        "verify", "topics",
+    ),
     ("backfill",): ("signals", "documents"),
     ("dlq",): ("list", "show", "replay", "drop"),
     ("late",): ("list",),
     ("verify",): ("documents",),
+    ("topics",): ("create", "list"),
 }
 LEAVES = [(*group, name) for group, names in COMMANDS.items() for name in names if (name,) not in COMMANDS]
 COUNTS = ["in", "used", "duplicate", "conflict", "late", "dead", "rows"]
@@ -85,6 +89,10 @@ def test_help_of_signals_tells_real_defaults(place: Place) -> None:
         ("dlq list --limit 0", "'--limit'"),
         ("dlq list --limit many", "'--limit'"),
         ("features", "Missing argument 'ENTITY'"),
+        ("produce", "Missing option '--rate'"),
+        ("produce --rate 0", "'--rate'"),
+        ("produce --rate 1 --late 2", "'--late'"),
+        ("topics create --partitions 0", "'--partitions'"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(place: Place, words: str, says: str) -> None:

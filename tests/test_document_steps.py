@@ -193,7 +193,7 @@ class Away(MemorySource):
         """See Source."""
         raise UnavailableError(f"`{uri}` is away ({limit_bytes})")
 
-    def extract(self, data: bytes, uri: str) -> Text:
+    def extract(self, data: bytes, uri: str, said: str | None = None) -> Text:
         """See Extraction."""
         self.calls += 1
-        raise UnavailableError(f"no process for `{uri}` ({len(data)})")
+        raise UnavailableError(f"no process for `{uri}` ({len(data)}, {said})")

@@ -12,8 +12,9 @@ import pytest
 from dataflows.buses.folder import FolderBus
 from dataflows.buses.port import Position
 from operators.errors import ConfigError, FatalError, ResumeError
+from operators.messages import Message
 from tests import buses
-from tests.buses import Message, drained
+from tests.buses import Found, drained
 
 HOSTILE = ["", ".", "..", "../up", "a/b", "/etc/passwd", ".hidden", "nul\0", "x" * 300]
 """Names that a file must not have."""
@@ -26,7 +27,7 @@ def folder(tmp_path: Path) -> FolderBus:
     return FolderBus(tmp_path, event_bytes_max=1 << 20)
 
 
-def read_all(bus: FolderBus, position: Position | None = None, *, events_max: int = 1000) -> list[Message]:
+def read_all(bus: FolderBus, position: Position | None = None, *, events_max: int = 1000) -> list[Found]:
     """Everything in partition p of topic t from the position on."""
     return buses.read_all(bus, "t", "p", position, events_max=events_max)
 
@@ -98,7 +99,7 @@ def test_hostile_names_are_refused(folder: FolderBus, tmp_path: Path, name: str)
     """No name leads out of the topic's folder or hides in it."""
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises((ConfigError, FatalError)):
-        folder.append("t", name, [b"x"], at=0)
+        folder.append("t", name, [Message(b"x")], at=0)
     with pytest.raises((ConfigError, ResumeError)):
         folder.reader("t", name, None)
     assert sorted(tmp_path.rglob("*")) == before
@@ -106,10 +107,10 @@ def test_hostile_names_are_refused(folder: FolderBus, tmp_path: Path, name: str)
 
 def test_an_append_cut_short_is_mended_by_its_repeat(folder: FolderBus, tmp_path: Path) -> None:
     """Half of the bytes of a lost append are written over by the whole."""
-    at = folder.append("t", "p", [b"first"], at=0)
+    at = folder.append("t", "p", [Message(b"first")], at=0)
     with (tmp_path / "t" / "p.jsonl").open("ab") as file:
         file.write(b"sec")
-    folder.append("t", "p", [b"second"], at=at)
+    folder.append("t", "p", [Message(b"second")], at=at)
     assert [message for _, message in read_all(folder)] == [b"first", b"second"]
 
 
@@ -166,7 +167,7 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> N
     (tmp_path / "t").write_text("a file, not a folder", "utf-8")
     bus = FolderBus(tmp_path, event_bytes_max=100)
     with pytest.raises(FatalError, match=r"`.*/t/p\.jsonl` cannot be written"):
-        bus.append("t", "p", [b"x"], at=0)
+        bus.append("t", "p", [Message(b"x")], at=0)
     with pytest.raises(ConfigError, match="cannot be read"):
         bus.partitions("t")
 
@@ -174,11 +175,11 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> N
 def test_a_torn_line_is_no_place_to_go_on(tmp_path: Path) -> None:
     """What a killed writer left of a line is not glued to the next message: that one takes its place."""
     bus = FolderBus(tmp_path, event_bytes_max=1 << 20)
-    bus.append("t", "p-0", [b"whole"], at=0)
+    bus.append("t", "p-0", [Message(b"whole")], at=0)
     with (tmp_path / "t" / "p-0.jsonl").open("ab") as file:
         file.write(b'{"torn": and longer than the next message')
     at = bus.end("t", "p-0")
-    bus.append("t", "p-0", [b"next"], at=at)
+    bus.append("t", "p-0", [Message(b"next")], at=at)
     assert (tmp_path / "t" / "p-0.jsonl").read_bytes() == b"whole\nnext\n"
 
 

@@ -15,7 +15,7 @@ from dataflows.buses.kafka import KafkaBus, LaneName, OffsetReset
 from dataflows.buses.port import PartitionReader
 from dataflows.observability.events import BusAway, BusBack, Event, PartitionReset, watch
 from operators.errors import ConfigError, ResumeError, UnavailableError
-from tests.buses import QUICK, Message, drained, read_all
+from tests.buses import QUICK, Found, drained, read_all
 from tests.flows import free_ports, until
 from tests.kafka_server import create_topic, delete_topic, own_broker, produce, produce_all
 
@@ -102,7 +102,7 @@ def test_compaction_leaves_gaps_and_tombstones_are_empty(kafka: str, lane: LaneN
             found.extend(read_all(bus, topic, "0"))
         return len(found) < 10 and [m for m in found if m[0] < 31] == left
 
-    found: list[Message] = []
+    found: list[Found] = []
     left = [(27, b"27"), (28, b"28"), (29, b"29"), (30, b"")]
     until(roll, "the compaction", 60)
     with closing(bus_at(kafka, lane)) as bus:

@@ -134,3 +134,29 @@ def test_a_broker_that_is_away_for_a_while(tmp_path: Path, how: str) -> None:
         run.stop()
         place.quick().done()
         prove(place, log, batch_digests(original))
+
+
+WRITER = "dataflows.buses.kafka_writer:KafkaWriter"
+NAMED = [
+    f"{WRITER}._begin:after:1",
+    f"{WRITER}._again:after:3",
+    f"{WRITER}._commit:after:2",
+    "stores.writers:LogWriter.snapshot:after:8",
+    "stores.results_writer:ResultsWriter.snapshot:after:7",
+    "dataflows.runner:settle:before:1",
+]
+
+
+def test_killed_while_it_writes_to_kafka(tmp_path: Path, kafka: str) -> None:
+    """Within a transaction, behind it, at snapshots, before the last word: late events, letters and rows come once."""
+    original = dirty_log(seed=5, partitions=3)
+    with opened(tmp_path, kafka, original, 3) as (place, log):
+        for number, (point, part) in enumerate(zip(NAMED, slices(log, len(NAMED)), strict=True)):
+            place.write(part)
+            run = place.quick(point, BUS_FOLLOW=1, STREAM_BATCH_SIZE=50, STREAM_CONCURRENCY=1 + number % 2)
+            if "settle" in point:
+                until(lambda: run.ended or place.durable_bytes() >= place.whole_bytes(), "the log to be read")  # noqa: B023  # called at once
+                run.process.terminate()
+            assert run.wait() == -signal.SIGKILL, (point, run.errors)
+        place.quick().done()
+        prove(place, log, batch_digests(original))

@@ -9,9 +9,8 @@ import pytest
 
 from dataflows.buses.folder import FolderBus
 from dataflows.buses.kafka import KafkaBus
-from dataflows.commands import replay_letters
 from dataflows.config import Settings, load_settings
-from dataflows.wiring import bus_of, identity_of, kafka_properties, local_bus_of
+from dataflows.wiring import bus_of, identity_of, kafka_properties
 from operators.errors import ConfigError
 from tests.commands import environment
 from tests.strategies import two_sets
@@ -24,12 +23,11 @@ def load(**variables: str) -> Settings:
 
 
 def test_the_brokers_choose_the_bus(tmp_path: Path) -> None:
-    """With KAFKA_BROKERS signals come from Kafka, without from the folder; late events stay in the folder."""
+    """With KAFKA_BROKERS topics are on Kafka, without in the folder."""
     settings = load(KAFKA_BROKERS="a.example:9092, [::1]:9093", BUS_DIR=str(tmp_path))
     assert settings.kafka_brokers == "a.example:9092,[::1]:9093"
     with closing(bus_of(settings)) as bus:
         assert isinstance(bus, KafkaBus)
-    assert isinstance(local_bus_of(settings), FolderBus)
     assert isinstance(bus_of(load()), FolderBus)
 
 
@@ -81,9 +79,3 @@ def test_a_lineage_belongs_to_its_bus() -> None:
     files, one, other = (identity_of(load(KAFKA_BROKERS=brokers), sets) for brokers in ("", "a:1", "b:2"))
     assert one == other == {"bus": "kafka", **files}
     assert "bus" not in files
-
-
-def test_letters_are_not_replayed_into_a_folder_that_nobody_reads(tmp_path: Path) -> None:
-    """While signals come from Kafka a replay is refused, and no letter is forgotten."""
-    with pytest.raises(ConfigError, match="cannot write to Kafka yet"):
-        replay_letters(load(KAFKA_BROKERS="a:1", BUS_DIR=str(tmp_path)), None)

@@ -246,7 +246,7 @@ Case = tuple[Callable[[Place], None], dict[str, str], str]
 
 REFUSED: dict[str, Case] = {
     "another flow": (_change_manifest("flow", "documents"), {}, "another flow (there `documents`, here `signals`)"),
-    "another format": (_change_manifest("format", 0), {}, f"another format (there `0`, here `{FORMAT}`)"),
+    "another format": (_change_manifest("format", 0), {}, f"its format is `0`, that of this version `{FORMAT}`"),
     "another shard count": (_nothing, {"SIGNAL_SHARDS": "7"}, "another SIGNAL_SHARDS (there `12`, here `7`)"),
     "another topic": (_nothing, {"TOPIC_SIGNALS": "others"}, "another TOPIC_SIGNALS (there `signals`, here `others`)"),
     "another bound": (_nothing, {"WATERMARK_SECONDS": "6"}, "another WATERMARK_SECONDS (there `5.0`, here `6.0`)"),

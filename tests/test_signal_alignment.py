@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from dataflows.signal_source import Alignment, SignalSource
+from operators.messages import Message
 from operators.records import NO_WATERMARK
 from operators.watermark import Status
 from stores.writers import EPOCHS_MAX
@@ -69,12 +70,12 @@ def test_a_partition_of_broken_messages_alone_becomes_idle() -> None:
     """A producer that sends nothing but garbage, again and again, must not keep the windows of the others open."""
     bench = Bench()
     bench.write("p-0", [10.0])
-    bench.bus.append("t", "p-12", [b"garbage"], at=0)
+    bench.bus.append("t", "p-12", [Message(b"garbage")], at=0)
     slot = bench.slot(0)
     drained(slot)
     for second in range(1, 2 * int(IDLE_S)):
         bench.clock.seconds += 1
-        bench.bus.append("t", "p-12", [b"garbage"], at=second)
+        bench.bus.append("t", "p-12", [Message(b"garbage")], at=second)
         if ("p-12", 0, Status.IDLE) in told(drained(slot)):
             return
     pytest.fail("it never became idle")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dataflows.buses.port import PartitionReader, Position
+    from operators.messages import Message
 
 _SUFFIX = ".jsonl"
 _READ_BYTES = 16 << 20
@@ -89,12 +90,12 @@ class FolderBus:
             at = start
         return 0
 
-    def append(self, topic: str, partition: str, messages: Sequence[bytes], *, at: int) -> int:
-        """See Bus. Written in place at byte `at`, then fsynced."""
+    def append(self, topic: str, writer: str, messages: Sequence[Message], *, at: int) -> int:
+        """See WritableBus. Written in place at byte `at`, then fsynced."""
         if not messages:
             return at
-        data = b"".join(m + b"\n" for m in messages)
-        path = self._path(topic, partition)
+        data = b"".join(m.value + b"\n" for m in messages)
+        path = self._path(topic, writer)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -111,6 +112,10 @@ class FolderBus:
         except OSError as error:
             raise FatalError(f"`{path}` cannot be written: {error.strerror}; free space or mend the folder") from error
         return at + len(data)
+
+    def written(self, topic: str, writer: str) -> int:
+        """See WritableBus."""
+        return self.end(topic, writer)
 
     def close(self) -> None:
         """See Bus. Files are open only while they are used."""

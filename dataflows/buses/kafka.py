@@ -11,27 +11,27 @@ import time
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
 from dataflows.buses.kafka_cluster import KafkaCluster
 from dataflows.buses.kafka_fast import FastLane, load_library
 from dataflows.buses.kafka_lane import Lane, Taken, Tap, lane_properties, nothing
+from dataflows.buses.kafka_lookup import Lookup
 from dataflows.buses.kafka_plain import PlainLane
+from dataflows.buses.kafka_writer import KafkaWriter, producer_properties
 from dataflows.observability.events import PartitionReset, tell
 from operators.errors import ConfigError, FatalError, ResumeError, UnavailableError
 from operators.records import RawChunk
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from dataflows.buses.port import PartitionReader, Position
+    from operators.messages import Message
 
 OffsetReset = Literal["error", "earliest", "latest"]
 LaneName = Literal["fast", "plain"]
 
 _START_WAIT_S = 30.0
 _WAIT_S = 0.25
-_LOOKUP_WAIT_S = 60.0
 _DOUBT_S = 2.0
 """A broker that has just started, or become a leader, may not know yet what is there: it is asked again for so long."""
 
@@ -42,8 +42,6 @@ _SURE_AFTER_END_S = 0.1
 
 _MEMORY_KIB = 256 << 10
 _QUEUE_KIB = (1 << 10, 16 << 10)
-_LOOKUP_EVENTS = 64
-_LOOKUP_AHEAD = 4096
 
 _DENIED = {29}
 """TOPIC_AUTHORIZATION_FAILED"""
@@ -53,9 +51,9 @@ _PASSING = {1, 2, 3, 5, 6, 7, 9, 13, 56, 74, 75, 76, 78, 100, 103}
 
 
 class KafkaBus:
-    """A Bus over the topics of a Kafka cluster."""
+    """A WritableBus over the topics of a Kafka cluster."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # what a bus may be told, each once
         self,
         brokers: str,
         *,
@@ -63,12 +61,14 @@ class KafkaBus:
         offset_reset: OffsetReset = "error",
         listing_s: float = 1.0,
         lane: LaneName | None = None,
+        at_least_once: bool = False,
+        stopped: threading.Event | None = None,
     ) -> None:
         """Check the properties; nothing is asked of the brokers yet.
 
         brokers: `host:port` with commas between. properties: librdkafka's, on top of ours. offset_reset: what to do
         about a position whose messages are gone. listing_s: how old, in seconds, a list of partitions may be. lane:
-        default is the fast one where it can be had.
+        default is the fast one where it can be had. at_least_once, stopped: see KafkaWriter.
         """
         self._brokers = brokers
         self._properties = dict(properties)
@@ -76,6 +76,10 @@ class KafkaBus:
         self._lane_name = lane
         self._partitions = 1
         lane_properties(brokers, properties, queue_kib=0)
+        self._writing = producer_properties(brokers, properties)
+        self._at_least_once = at_least_once
+        self._stopped = threading.Event() if stopped is None else stopped
+        self._writers: dict[tuple[str, str], KafkaWriter] = {}
         self.offset_reset = offset_reset
         self.cluster = KafkaCluster(brokers, properties)
         self._lock = threading.Lock()
@@ -114,8 +118,18 @@ class KafkaBus:
         bounds = self.cluster.bounds(topic, _number(partition), wait_s=_START_WAIT_S)
         return 0 if bounds is None else bounds[1]
 
+    def append(self, topic: str, writer: str, messages: Sequence[Message], *, at: int) -> int:
+        """See WritableBus. Waits for brokers that are away."""
+        return self._writer(topic, writer).append(messages, at=at)
+
+    def written(self, topic: str, writer: str) -> int:
+        """See WritableBus."""
+        return self._writer(topic, writer).written()
+
     def close(self) -> None:
         """See Bus."""
+        for writer in self._writers.values():
+            writer.close()
         if "_lookup" in self.__dict__:
             self._lookup.close()
         for lane in self._opened:
@@ -134,8 +148,21 @@ class KafkaBus:
         return self._connect(max(least, min(most, _MEMORY_KIB // self._partitions)))
 
     @cached_property
-    def _lookup(self) -> _Lookup:
-        return _Lookup(self._connect(_QUEUE_KIB[0]))
+    def _lookup(self) -> Lookup:
+        return Lookup(self._connect(_QUEUE_KIB[0]))
+
+    def _writer(self, topic: str, writer: str) -> KafkaWriter:
+        with self._lock:
+            if (topic, writer) not in self._writers:
+                self._writers[topic, writer] = KafkaWriter(
+                    self.cluster,
+                    self._writing,
+                    topic,
+                    writer,
+                    stopped=self._stopped,
+                    at_least_once=self._at_least_once,
+                )
+            return self._writers[topic, writer]
 
     def _connect(self, queue_kib: int) -> Lane:
         properties = lane_properties(self._brokers, self._properties, queue_kib=queue_kib)
@@ -162,6 +189,7 @@ class KafkaReader:
         begun = position is not None and (self._topic_id or position["offset"])
         self._offset = int(str(position["offset"])) if position is not None and begun else None
         self._tap: Tap | None = None
+        self._spent: Tap | None = None
         self._try_at = 0.0
         self._doubt_since: float | None = None
         self._at_end = False
@@ -171,6 +199,9 @@ class KafkaReader:
 
     def poll(self, events_max: int) -> RawChunk | None:
         """See PartitionReader."""
+        if self._spent is not None:
+            self._spent.close()
+            self._spent = None
         if self._tap is None and not self._start(_WAIT_S):
             return self._chunk(nothing())
         assert self._tap is not None  # it has just been opened
@@ -195,13 +226,16 @@ class KafkaReader:
 
     def close(self) -> None:
         """See PartitionReader."""
+        for tap in (self._tap, self._spent):
+            if tap is not None:
+                tap.close()
         if self._tap is not None:
-            self._tap.close()
-            self._tap = None
             self._try_at = float("inf")
+        self._tap = self._spent = None
 
     def _chunk(self, taken: Taken) -> RawChunk:
-        return RawChunk(self._partition, taken.data, taken.starts, taken.lengths, taken.offsets, taken.timestamps)
+        columns = (taken.data, taken.starts, taken.lengths, taken.offsets, taken.timestamps)
+        return RawChunk(self._partition, *columns, taken.headers)
 
     def _start(self, wait_s: float) -> bool:
         """Open the tap at the position; False if the brokers do not answer or must be asked again soon."""
@@ -218,7 +252,7 @@ class KafkaReader:
         if topic is None or bounds is None:
             if self._doubt():
                 return False
-            raise ResumeError(f"{self._place} does not exist (any more): restore the topic, or name another one")
+            raise self._missing()
         self._adopt(topic.topic_id)
         if self._offset is not None and self._offset > bounds[1] and self._doubt():
             return False
@@ -286,17 +320,23 @@ class KafkaReader:
                 raise FatalError(f"{self._place} cannot be read at offset {self._offset}: Kafka's error {code}")
         self._at_end = False
         if self._tap is not None:
-            self._tap.close()
-            self._tap = None
+            self._spent, self._tap = self._tap, None  # closed by the next poll: what it gave is still looked at
 
     def _is_sure(self) -> bool:
-        """Whether the end that was seen is the end still: not if the brokers or the leader are away, or were."""
+        """Whether the end that was seen is the end still: not if the brokers or the leader are away, or were.
+
+        A connection that hangs, or a process that was stopped for a while, has the same end as ever: the brokers are
+        asked how far the log goes by now.
+        """
         cluster = self._bus.cluster
         try:
             topic = cluster.topic(self._topic, age_s=_SURE_S, wait_s=_WAIT_S)
+            if topic is None and not self._doubt():
+                raise self._missing()
             if topic is None or not topic.led.get(self._number, False):
                 self._outages = -1
                 return False
+            self._doubt_since = None
             self._adopt(topic.topic_id)
             if self._outages != cluster.outages and time.monotonic() >= self._try_at:
                 self._try_at = time.monotonic() + _RETRY_S
@@ -304,60 +344,20 @@ class KafkaReader:
                 bounds = cluster.bounds(self._topic, self._number, wait_s=_WAIT_S)
                 if bounds is not None and bounds[1] == self._offset:
                     self._outages = outages
+            ends = cluster.ends(self._topic, age_s=_SURE_S, wait_s=_WAIT_S)
+            if ends.get(self._number, 0) > (self._offset or 0):
+                return False  # messages have come that the connection does not bring
         except UnavailableError:
+            self._doubt_since = None
             return False
         return self._outages == cluster.outages
+
+    def _missing(self) -> ResumeError:
+        return ResumeError(f"{self._place} does not exist (any more): restore the topic, or name another one")
 
     @property
     def _place(self) -> str:
         return f"partition `{self._partition}` of topic `{self._topic}`"
-
-
-class _Lookup:
-    """Fetches single messages; those that follow one another in a partition are read in one go."""
-
-    def __init__(self, lane: Lane) -> None:
-        self._lane = lane
-        self._tap: Tap | None = None
-        self._place = ("", -1)
-        self._taken = nothing()
-
-    def message(self, topic: str, partition: int, offset: int) -> bytes:
-        """The message at the offset. Raises ResumeError, UnavailableError."""
-        place = (topic, partition)
-        known = self._taken.offsets
-        if place != self._place or len(known) == 0 or not known[0] <= offset <= known[-1] + _LOOKUP_AHEAD:
-            self.close()
-            self._tap, self._place = self._lane.open(topic, partition, offset), place
-        deadline = time.monotonic() + _LOOKUP_WAIT_S
-        while len(self._taken.offsets) == 0 or self._taken.offsets[-1] < offset:
-            assert self._tap is not None  # opened above, now or in an earlier call
-            taken = self._tap.take(_LOOKUP_EVENTS)
-            if len(taken.offsets) > 0:
-                self._taken = taken
-                deadline = time.monotonic() + _LOOKUP_WAIT_S
-            else:
-                threading.Event().wait(0.001)
-            ended = taken.eof is not None or bool(taken.errors)
-            if ended and (len(taken.offsets) == 0 or taken.offsets[-1] < offset):
-                raise self._gone(offset)
-            if time.monotonic() > deadline:
-                raise UnavailableError(f"message {offset} of partition `{partition}` of topic `{topic}` does not come")
-        index = int(np.searchsorted(self._taken.offsets, offset))
-        if self._taken.offsets[index] != offset:
-            raise self._gone(offset)
-        start = int(self._taken.starts[index])
-        return self._taken.data[start : start + int(self._taken.lengths[index])].tobytes()
-
-    def close(self) -> None:
-        if self._tap is not None:
-            self._tap.close()
-        self._tap, self._place, self._taken = None, ("", -1), nothing()
-
-    def _gone(self, offset: int) -> ResumeError:
-        topic, partition = self._place
-        self.close()
-        return ResumeError(f"partition `{partition}` of topic `{topic}` has no message at offset {offset} (any more)")
 
 
 def _number(partition: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from concurrent.futures import Future
@@ -9,6 +10,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dataflows.buses.kafka_reasons import SILENCE, in_plain_words
 from dataflows.observability.events import BusAway, BusBack, tell
 from operators.errors import ConfigError, FatalError, UnavailableError
 
@@ -29,6 +31,10 @@ class Topic:
 
     topic_id: str
     led: Mapping[int, bool]
+
+
+_OPEN = {"security.protocol", "sasl.mechanism", "ssl.ca.location"}
+"""Properties that are no secret, with values that are parts of the library's own words."""
 
 
 class _NoAnswerError(UnavailableError):
@@ -56,9 +62,10 @@ class KafkaCluster:
         except KafkaException as error:
             raise ConfigError(
                 "Kafka's client refuses one of the properties in KAFKA_CONFIG, or a setting about security:"
-                f" {_without(properties, error.args[0].str())}"
+                f" {in_plain_words(_without(properties, error.args[0].str()))}"
             ) from None  # its text may hold the value
         self._topics: dict[str, tuple[float, Topic | None]] = {}
+        self._ends: dict[str, tuple[float, Mapping[int, int]]] = {}
         self._asked_at = now() - _PAUSE_S
         self._away_at: float | None = None
         self._lock = threading.RLock()
@@ -84,6 +91,19 @@ class KafkaCluster:
                 found = Topic("" if topic_id == _NO_ID else topic_id, led)
             self._topics[name] = (self._now(), found)
             return found
+
+    def reach(self, *, wait_s: float) -> Any:  # noqa: ANN401  # the library carries no types
+        """What the brokers say of their cluster, and what this user may do there. Raises as `topic` does."""
+        with self._lock:
+            return self._ask(
+                lambda s: {"": self._admin.describe_cluster(include_authorized_operations=True, request_timeout=s)},
+                wait_s,
+            )
+
+    @property
+    def admin(self) -> Any:  # noqa: ANN401  # the library carries no types
+        """The client itself, for what only a person asks."""
+        return self._admin
 
     def known(self, name: str) -> Topic | None:
         """What was last heard of the topic; does not ask."""
@@ -114,13 +134,46 @@ class KafkaCluster:
             first, end = ask(OffsetSpec.earliest()), ask(OffsetSpec.latest())
             return None if first is None or end is None else (int(first.offset), int(end.offset))
 
+    def ends(self, name: str, *, age_s: float, wait_s: float) -> Mapping[int, int]:
+        """Partition → its end, as `bounds` gives it, of all partitions of a topic in one go; {} if there is none.
+
+        What was asked in the last `age_s` seconds will do. Raises as `topic` does.
+        """
+        from confluent_kafka import IsolationLevel, TopicPartition
+        from confluent_kafka.admin import OffsetSpec
+
+        with self._lock:
+            asked_at, known = self._ends.get(name, (-math.inf, {}))
+            now = self._now()
+            if now - asked_at <= age_s:
+                return known
+            topic = self.topic(name, age_s=age_s, wait_s=wait_s)
+            places = [] if topic is None else [TopicPartition(name, p) for p, led in topic.led.items() if led]
+            if not places:
+                return {}
+            found = self._ask_all(
+                lambda s: self._admin.list_offsets(
+                    dict.fromkeys(places, OffsetSpec.latest()),
+                    isolation_level=IsolationLevel.READ_COMMITTED,
+                    request_timeout=s,
+                ),
+                wait_s,
+            )
+            ends = {place.partition: int(end.offset) for place, end in found.items() if end is not None}
+            self._ends[name] = (now, ends)
+            return ends
+
     def _ask(self, ask: Callable[[float], dict[Any, Future[Any]]], wait_s: float) -> Any:  # noqa: ANN401  # as above
         """The answer to one question about one thing; None if the thing does not exist."""
+        (answer,) = self._ask_all(ask, wait_s).values()
+        return answer
+
+    def _ask_all(self, ask: Callable[[float], dict[Any, Future[Any]]], wait_s: float) -> dict[Any, Any]:
+        """The answers to one question about several things; None for each that does not exist."""
         if self._away_at is not None and self._now() - self._asked_at < _PAUSE_S:
             raise UnavailableError(self._said(), retry_after_s=_PAUSE_S)
-        (answer,) = ask(max(wait_s, _STEP_S)).values()
         try:
-            found = self._wait(answer, wait_s)
+            found = {thing: self._wait(answer, wait_s) for thing, answer in ask(max(wait_s, _STEP_S)).items()}
         except _NoAnswerError:
             self._asked_at = self._now()
             self.outages += 1
@@ -143,10 +196,7 @@ class KafkaCluster:
             except (TimeoutError, FutureTimeoutError):
                 self._admin.poll(0)
                 if self._denied:
-                    raise ConfigError(
-                        f"KAFKA_BROKERS `{self._brokers}` refuse this client: {self._reason};"
-                        " look at the KAFKA_ settings about security"
-                    ) from None
+                    raise ConfigError(f"KAFKA_BROKERS `{self._brokers}` cannot be used: {self._reason}") from None
                 if self._now() >= deadline:
                     raise _NoAnswerError(self._said(), retry_after_s=_PAUSE_S) from None
             except KafkaException as error:
@@ -170,7 +220,7 @@ class KafkaCluster:
         if told.code() == KafkaError._FATAL:  # noqa: SLF001  # as above
             raise FatalError(f"Kafka's client gave up: {told.str()}") from error
         if told.code() in {KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN}:  # noqa: SLF001  # as above
-            self._reason = self._reason or told.str()
+            self._reason = self._reason or in_plain_words(told.str())
             raise _NoAnswerError(self._said(), retry_after_s=_PAUSE_S) from error
         raise UnavailableError(f"KAFKA_BROKERS `{self._brokers}` cannot tell: {told.str()}") from error
 
@@ -180,14 +230,14 @@ class KafkaCluster:
         if error.code() in {KafkaError._AUTHENTICATION, KafkaError._SSL}:  # noqa: SLF001  # as above
             self._denied = True
         if error.code() != KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001  # as above
-            self._reason = error.str()
+            self._reason = in_plain_words(error.str())
 
     def _said(self) -> str:
-        return f"KAFKA_BROKERS `{self._brokers}` do not answer{': ' * bool(self._reason)}{self._reason}"
+        return f"KAFKA_BROKERS `{self._brokers}` do not answer: {self._reason or SILENCE}"
 
 
 def _without(properties: Mapping[str, str], text: str) -> str:
-    """The text without any of the values."""
-    for value in sorted(properties.values(), key=len, reverse=True):
+    """The text without any of the values that may be secret."""
+    for value in sorted((v for n, v in properties.items() if n not in _OPEN), key=len, reverse=True):
         text = text.replace(value, "…") if value else text
     return text

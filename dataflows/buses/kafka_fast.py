@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dataflows.buses.kafka_lane import PARTITION_EOF, TAKE_BYTES, Taken, nothing
+from dataflows.buses.kafka_lane import HEADERS, PARTITION_EOF, TAKE_BYTES, Taken, nothing
 from operators.errors import ConfigError, FatalError
-from operators.foreign_messages import copy_messages, total_length
+from operators.foreign_messages import copy_messages, give_back, total_length
+from operators.records import Headers
 from operators.simd import PAD
 
 if TYPE_CHECKING:
@@ -53,6 +54,11 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     ),
     "rd_kafka_message_timestamp": (ctypes.c_int64, [ctypes.c_void_p, ctypes.c_void_p]),
     "rd_kafka_message_destroy": (None, [ctypes.c_void_p]),
+    "rd_kafka_message_headers": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_void_p]),
+    "rd_kafka_header_get_last": (
+        ctypes.c_int,
+        [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p],
+    ),
 }
 """What is used of the library: (result, arguments). All of it is its public, stable interface."""
 
@@ -121,6 +127,7 @@ class FastTap:
         self._queue: int | None = queue
         self._topic = topic
         self._partition = partition
+        self._held = np.zeros(0, np.int64)
         self._calls = [
             ctypes.cast(function, ctypes.c_void_p).value
             for function in (library.rd_kafka_message_timestamp, library.rd_kafka_message_destroy)
@@ -134,6 +141,7 @@ class FastTap:
         """See Tap."""
         if self._queue is None:
             return nothing()
+        self._give_back()
         messages = np.empty(events_max, np.int64)
         count = size = 0
         while count < events_max and size < TAKE_BYTES:
@@ -148,17 +156,41 @@ class FastTap:
 
     def close(self) -> None:
         """See Tap."""
+        self._give_back()
         if self._queue is not None:
             self._library.rd_kafka_consume_stop(self._topic, self._partition)
             self._library.rd_kafka_queue_destroy(self._queue)
             self._queue = None
 
+    def _give_back(self) -> None:
+        held, self._held = self._held, self._held[:0]
+        give_back(held, self._calls[1])
+
+    def _headers(self, index: int) -> Headers:
+        """Headers of message `index` of the last take: the library unpacks them only when it is asked."""
+        headers, value, size = ctypes.c_void_p(), ctypes.c_char_p(), ctypes.c_size_t()
+        if self._library.rd_kafka_message_headers(int(self._held[index]), ctypes.byref(headers)) != 0:
+            return Headers()
+        found: list[bytes | None] = []
+        for names in HEADERS:
+            found.append(None)
+            for name in names:
+                place = (ctypes.byref(value), ctypes.byref(size))
+                missing = self._library.rd_kafka_header_get_last(headers, name.encode(), *place) != 0
+                if not missing and value.value is not None:
+                    found[-1] = ctypes.string_at(value, size.value)
+                    break
+        return Headers(*found)
+
     def _copied(self, messages: NDArray[np.int64], size: int) -> Taken:
         data = np.empty(size + PAD, np.uint8)
         columns = np.empty((4, len(messages)), np.int64)
         starts, lengths, offsets, timestamps = columns
-        errors = np.empty(len(messages), np.int64)
+        errors = np.empty((len(messages), 2), np.int64)
         count = int(copy_messages(messages, data, starts, lengths, offsets, timestamps, errors, *self._calls))
-        eof = int(messages[-1]) if errors[-1] == PARTITION_EOF else None
-        others = () if count == len(messages) else tuple(int(e) for e in errors if e not in (0, PARTITION_EOF))
-        return Taken(data, starts[:count], lengths[:count], offsets[:count], timestamps[:count], errors=others, eof=eof)
+        self._held = messages[:count]
+        code, offset = errors[-1].tolist()
+        eof = offset if code == PARTITION_EOF else None
+        others = () if count == len(messages) else tuple(int(e) for e in errors[:, 0] if e not in (0, PARTITION_EOF))
+        taken = (data, starts[:count], lengths[:count], offsets[:count], timestamps[:count])
+        return Taken(*taken, errors=others, eof=eof, headers=self._headers)

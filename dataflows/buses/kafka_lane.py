@@ -15,12 +15,18 @@ from operators.errors import ConfigError
 from operators.simd import PAD
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
+    from operators.records import Headers
+
 TAKE_BYTES = 16 << 20
 """A take stops once it has so many bytes of messages; it may end one message or slice above."""
+
+HEADERS = (("content-type",), ("ce_specversion",), ("ce_traceparent", "traceparent"))
+"""Headers that are read, in the order of `Headers`: of several names the first that a message has, of several headers
+of one name the last."""
 
 PARTITION_EOF = -191
 """librdkafka's code for: there is nothing behind this message yet."""
@@ -53,6 +59,7 @@ class Taken:
     data: uint8, with PAD bytes more than the messages need. starts, lengths, offsets, timestamps: int64 (n,);
     timestamps are the broker's, milliseconds since the Unix epoch, -1 if it has none. A message without a value is
     empty. errors: codes of the library. eof: the offset at which the partition had no more, if nothing came after that.
+    headers: see RawChunk; until the next take.
     """
 
     data: NDArray[np.uint8]
@@ -62,6 +69,7 @@ class Taken:
     timestamps: NDArray[np.int64]
     errors: tuple[int, ...] = ()
     eof: int | None = None
+    headers: Callable[[int], Headers] | None = None
 
 
 class Tap(Protocol):

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dataflows.buses.kafka_lane import PARTITION_EOF, TAKE_BYTES, Taken, nothing
+from dataflows.buses.kafka_lane import HEADERS, PARTITION_EOF, TAKE_BYTES, Taken, nothing
 from operators.errors import ConfigError
+from operators.records import Headers
 from operators.simd import PAD
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ class PlainTap:
         self._lane.pump()
         values: list[bytes] = []
         places: list[tuple[int, int]] = []
+        good: list[Any] = []
         errors: list[int] = []
         eof, size = None, 0
         while self._waiting and len(values) < events_max and size < TAKE_BYTES:
@@ -115,6 +117,7 @@ class PlainTap:
             if error is None:
                 values.append(message.value() or b"")
                 places.append((message.offset(), message.timestamp()[1]))
+                good.append(message)
                 size += len(values[-1])
             elif error.code() == PARTITION_EOF:
                 eof = message.offset()
@@ -126,9 +129,18 @@ class PlainTap:
         lengths = np.array([len(v) for v in values], np.int64)
         offsets, timestamps = np.array(places, np.int64).T
         data = np.frombuffer(b"".join([*values, bytes(PAD)]), np.uint8)
-        return Taken(data, np.cumsum(lengths) - lengths, lengths, offsets, timestamps, errors=tuple(errors), eof=eof)
+        columns = (data, np.cumsum(lengths) - lengths, lengths, offsets, timestamps)
+        return Taken(*columns, errors=tuple(errors), eof=eof, headers=lambda index: _headers(good[index]))
 
     def close(self) -> None:
         """See Tap."""
         self._lane.drop(self._place)
         self._waiting.clear()
+
+
+def _headers(message: Any) -> Headers:  # noqa: ANN401  # as above
+    try:
+        last = dict(message.headers() or ())
+    except UnicodeDecodeError:  # a name that no text is
+        return Headers()
+    return Headers(*(next((last[name] for name in names if last.get(name) is not None), None) for names in HEADERS))

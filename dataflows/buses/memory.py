@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from dataflows.buses.port import PartitionReader, Position
+    from operators.messages import Message
 
 
 class MemoryBus:
@@ -45,13 +46,17 @@ class MemoryBus:
         """See Bus."""
         return len(self._logs.get((topic, partition), []))
 
-    def append(self, topic: str, partition: str, messages: Sequence[bytes], *, at: int) -> int:
-        """See Bus."""
-        if messages and at > self.end(topic, partition):
-            raise ResumeError(f"partition `{partition}` of topic `{topic}` ends before {at}")
+    def append(self, topic: str, writer: str, messages: Sequence[Message], *, at: int) -> int:
+        """See WritableBus."""
+        if messages and at > self.end(topic, writer):
+            raise ResumeError(f"partition `{writer}` of topic `{topic}` ends before {at}")
         if messages:
-            self._logs.setdefault((topic, partition), [])[at : at + len(messages)] = messages
+            self._logs.setdefault((topic, writer), [])[at : at + len(messages)] = [m.value for m in messages]
         return at + len(messages)
+
+    def written(self, topic: str, writer: str) -> int:
+        """See WritableBus."""
+        return self.end(topic, writer)
 
     def close(self) -> None:
         """See Bus. Nothing to let go of."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from operators.messages import Message
     from operators.records import RawChunk
 
 Position = dict[str, object]
@@ -68,13 +69,23 @@ class Bus(Protocol):
 
 
 class WritableBus(Bus, Protocol):
-    """A Bus that one writer a partition appends to."""
+    """A Bus that writers append to, each under a name of its own and one at a time.
 
-    def append(self, topic: str, partition: str, messages: Sequence[bytes], *, at: int) -> int:
-        """Make `messages` follow offset `at`, durably, and return the offset after them.
+    What a writer has appended has places of its own, which rise from 0. In a folder and in memory a writer's name is
+    that of its partition, and places are offsets; on Kafka places count the writer's messages, wherever their keys
+    have sent them.
+    """
+
+    def append(self, topic: str, writer: str, messages: Sequence[Message], *, at: int) -> int:
+        """Make `messages` follow the writer's place `at`, durably, and return the place after them.
 
         Repeating the call with the same `at` and messages changes nothing: that makes a writer that owns
-        its partition exactly-once. Empty input returns `at`. A crash midway is mended by the repeat. Raises
-        ResumeError if the log ends before `at`, FatalError if it cannot be written.
+        its name exactly-once. Empty input returns `at`. A crash midway is mended by the repeat. Raises
+        ResumeError if the writer's messages end before `at`, ConfigError if the topic does not take them, FatalError
+        if they cannot be written.
         """
+        ...
+
+    def written(self, topic: str, writer: str) -> int:
+        """Return the place after the writer's last message; 0 if there is none."""
         ...

@@ -104,6 +104,31 @@ class BusBack:
 
 
 @dataclass(frozen=True, slots=True)
+class PlaceForgotten:
+    """Kafka no longer knows how far a writer had come, `place` messages at least: its last ones may come twice."""
+
+    topic: str
+    writer: str
+    place: int
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """How many messages of a partition were not read yet, a moment ago."""
+
+    partition: str
+    messages: int
+
+
+@dataclass(frozen=True, slots=True)
+class OffsetsNotShown:
+    """The consumer group that shows others how far this run has come could not be moved; nothing else rests on it."""
+
+    group: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class SourceAway:
     """A source of documents could not be listed; its documents stay as they are."""
 
@@ -150,6 +175,9 @@ Event = (
     | PartitionReset
     | BusAway
     | BusBack
+    | PlaceForgotten
+    | Behind
+    | OffsetsNotShown
     | SourceAway
     | DocumentsWritten
     | DeadLettersOpened

@@ -13,8 +13,10 @@ from dataflows.observability.events import (
     BusBack,
     Failed,
     Late,
+    OffsetsNotShown,
     PartitionReset,
     PartitionStatus,
+    PlaceForgotten,
     Refused,
     SourceAway,
     Started,
@@ -88,8 +90,11 @@ class _LogHook:
                 log.warning("bus away", bus=bus, reason=reason)
             case BusBack(bus, away_s):
                 log.info("bus back", bus=bus, away_s=round(away_s, 3))
-            case SourceAway(source, reason):
-                log.warning("source away", source=source, reason=reason)
+            case PlaceForgotten(name, writer, at):
+                log.warning("place forgotten, the last messages may come twice", topic=name, writer=writer, place=at)
+            case SourceAway(source, reason) | OffsetsNotShown(source, reason):
+                name = "source away" if isinstance(event, SourceAway) else "offsets not shown"
+                log.warning(name, source=source, reason=reason)
             case Refused(stage, reason, detail):
                 self._some(log, "refused", event, {"stage": stage, "reason": reason, "detail": detail})
             case Late(reason, _, count):

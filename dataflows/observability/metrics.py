@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import Counter, Gauge, Histogram
 
 from dataflows.observability.events import (
+    Behind,
     DeadLettersOpened,
     DocumentsWritten,
     Failed,
@@ -30,6 +31,7 @@ DOCUMENTS = Counter("ingestion_docs", "Documents by what became of them", ["stag
 REDACTIONS = Counter("ingestion_redactions", "Places where personal data was replaced by a tag", ["kind"])
 ERRORS = Counter("ingestion_errors", "Errors by stage and reason", ["stage", "reason"])
 LAG = Gauge("ingestion_lag_seconds", "Wall clock minus the newest event time read", ["source"])
+BEHIND = Gauge("ingestion_lag_messages", "Messages of a partition that were not read yet", ["partition"])
 LATENCY = Histogram(
     "features_latency_ms",
     "Wall clock minus window end when a window's rows are made",
@@ -42,16 +44,15 @@ DLQ = Gauge("dlq_size", "Dead letters in the store")
 def set_up_metrics() -> None:
     """Count events from now on."""
     watch(_count)
+    watch(_measure)
 
 
 def _count(event: Event) -> None:
     match event:
-        case PieceRead(partition, events, late, dead, lag):
+        case PieceRead(partition, events, late, dead):
             SIGNALS.labels("decode", "ok", partition).inc(events - late - dead)
             SIGNALS.labels("decode", "late", partition).inc(late)
             SIGNALS.labels("decode", "dead", partition).inc(dead)
-            if lag is not None:
-                LAG.labels(partition).set(lag)
         case Late(reason, partition, count) if reason != "late":
             SIGNALS.labels("windows", reason, partition).inc(count)
         case Refused(stage, reason):
@@ -72,6 +73,14 @@ def _count(event: Event) -> None:
             DLQ.set_function(lambda: _size(count))
         case _:
             return
+
+
+def _measure(event: Event) -> None:
+    match event:
+        case PieceRead(partition, _, _, _, float(lag)):
+            LAG.labels(partition).set(lag)
+        case Behind(partition, messages):
+            BEHIND.labels(partition).set(messages)
 
 
 def _size(count: Callable[[], int]) -> float:

@@ -8,10 +8,11 @@ longer names, keeps its documents; one that is no longer named is given up by al
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from dataflows.sources.port import Source
+from dataflows.sources.topic import TOPIC_SCHEME
 from operators.documents import Found, content_hash, memo_key
 from operators.errors import ConfigError, RetryableError, SkippableError
 from stores.metadata.records import Known
@@ -164,7 +165,7 @@ def discover(
         except RetryableError as exc:
             failed[source.name] = exc
     known = list(ledger)
-    unnamed = Counter(k.source for k in known if k.source not in listings and k.source not in failed)
+    unnamed = Counter(k.source for k in known if _is_unnamed(k.source, listings.keys() | failed.keys()))
     if allow_mass_delete:
         listings |= {name: [] for name in unnamed}
     by_name = {source.name: source for source in sources}
@@ -177,6 +178,11 @@ def discover(
         hashes[item.found.uri] = content_hash(content)
     work = plan(listings, known, shape, hashes=hashes, limit_bytes=limit_bytes, allow_mass_delete=allow_mass_delete)
     return Discovery(work, failed, {} if allow_mass_delete else unnamed)
+
+
+def _is_unnamed(source: str, named: Collection[str]) -> bool:
+    """Whether a source is to be named in INGEST_SOURCES and is not; what messages have told of, they must take back."""
+    return source not in named and not source.startswith(TOPIC_SCHEME)
 
 
 class _State:

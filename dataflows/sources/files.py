@@ -6,7 +6,7 @@ so that whoever may write into a source cannot have other files read.
 """
 
 # A path stays text: it comes back byte for byte, and a listing makes a hundred thousand of them.
-# ruff: noqa: PTH100, PTH111, PTH112, PTH116, PTH117, PTH118, PTH120
+# ruff: noqa: PTH100, PTH111, PTH112, PTH114, PTH116, PTH117, PTH118, PTH120
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from errno import EACCES, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from dataflows.sources.globs import FolderGlob, Globs
-from dataflows.sources.port import VANISHED
+from dataflows.sources.port import OUTSIDE, VANISHED
 from operators.documents import Found
 from operators.errors import ConfigError, HeadraceError, RetryableError, SkippableError, UnavailableError
 
@@ -79,6 +79,24 @@ class FileSource:
                     if exc.errno not in _GONE:  # gone since its folder was read: no longer a document
                         raise _unlisted(exc, entry.path) from exc
 
+    def look(self, uri: str) -> Found | None:
+        """See Source."""
+        named = path_of(uri)
+        if not self._single and (named is None or not self._may_list(named)):
+            raise self._outside(uri)
+        path = self._path(uri)
+        try:
+            if self._single:
+                return next(self._list_single(), None)
+            status = os.stat(path)
+        except OSError as exc:
+            if exc.errno not in _GONE:
+                raise _unread(exc, uri) from exc
+            if not os.path.isdir(self._root):
+                raise UnavailableError(f"`{self._name}` is not there") from exc
+            return None
+        return _found(path, status) if stat.S_ISREG(status.st_mode) else None
+
     def read(self, uri: str, limit_bytes: int) -> bytes:
         """See Source."""
         path = self._path(uri)
@@ -91,6 +109,28 @@ class FileSource:
                 os.close(file)
         except OSError as exc:
             raise _unread(exc, uri) from exc
+
+    def media_type(self, uri: str) -> str | None:
+        """See Source: the name tells."""
+        del uri
+        return None
+
+    def _may_list(self, path: str) -> bool:
+        """Whether a listing would yield a file at that path: by its name, and on its way is no link to a folder."""
+        root = self._root.rstrip("/")
+        if not path.startswith(f"{root}/"):
+            return False
+        below = path.removeprefix(f"{root}/")
+        ends = [at for at, character in enumerate(below) if character == "/"]
+        for end in (*ends, len(below)):
+            name = below[:end]
+            if name.rpartition("/")[2].startswith(".") or self._exclude.fit(name):
+                return False
+            if end < len(below) and (
+                os.path.islink(f"{root}/{name}") or (self._within is not None and not self._within.leads_to(name))
+            ):
+                return False
+        return self._takes(below)
 
     def _list_single(self) -> Iterator[Found]:
         try:
@@ -144,8 +184,11 @@ class FileSource:
         """The path at the uri. A uri may come from a bus, so it is trusted no further than the root."""
         path = path_of(uri)
         if path is None or not (path == self._root if self._single else self._holds(path)):
-            raise SkippableError("outside", f"`{uri}` is no document of the source `{self._name}`")
+            raise self._outside(uri)
         return path
+
+    def _outside(self, uri: str) -> SkippableError:
+        return SkippableError(OUTSIDE, f"`{uri}` is no document of the source `{self._name}`")
 
 
 def uri_of(path: str) -> str:

@@ -65,6 +65,7 @@ class MemoryMetadata:
         self._spaces: dict[str, _SpaceState] = {}
         self._runs: dict[str, Run] = {}
         self._versions: list[DatasetVersion] = []
+        self._positions: dict[tuple[str, str], Mapping[str, object]] = {}
         self._lock = RLock()
         self._closed = False
 
@@ -230,6 +231,18 @@ class MemoryMetadata:
             self._check_open()
             found = [version for version in self._versions if name in (None, version.name)]
             return sorted(found, key=lambda version: (version.name, version.version))
+
+    def positions(self, topic: str) -> Mapping[str, Mapping[str, object]]:
+        """Return how far the topic has been read; see `Positions.positions`."""
+        with self._lock:
+            self._check_open()
+            return {part: kept for (of, part), kept in sorted(self._positions.items()) if of == topic}
+
+    def note_positions(self, topic: str, positions: Mapping[str, Mapping[str, object]]) -> None:
+        """Note how far the topic has been read; see `Positions.note_positions`."""
+        with self._lock:
+            self._check_open()
+            self._positions |= {(topic, part): json.loads(json_text(kept)) for part, kept in positions.items()}
 
     def check(self) -> Sequence[str]:
         """Return no damage: nothing can happen to it; see `Upkeep.check`."""

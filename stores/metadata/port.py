@@ -1,6 +1,6 @@
 """What a metadata store promises: a document's change is visible whole or not at all.
 
-Five small protocols, so that a function asks for what it needs; `MetadataStore` is all of them. All methods
+Six small protocols, so that a function asks for what it needs; `MetadataStore` is all of them. All methods
 raise ValueError once the store is closed and for a space that was never added, RetryableError when others
 hold the store locked for too long, CorruptStoreError when it is damaged, FatalError when the disk is full or
 fails. Several threads and processes may use one store: many read while one writes, other writers wait.
@@ -143,6 +143,21 @@ class Runs(Protocol):
         ...
 
 
+class Positions(Protocol):
+    """How far topics that tell of documents have been read, beside the documents themselves."""
+
+    def positions(self, topic: str) -> Mapping[str, Mapping[str, object]]:
+        """Return the position in each partition of the topic that one was noted for."""
+        ...
+
+    def note_positions(self, topic: str, positions: Mapping[str, Mapping[str, object]]) -> None:
+        """Note how far these partitions (by name) have been read, all or none; durable when it returns.
+
+        A position is JSON-able. Others of the topic stay as they are. Empty input is a no-op.
+        """
+        ...
+
+
 class Upkeep(Protocol):
     """Whether the store is whole; a healthy one needs none of it."""
 
@@ -159,7 +174,7 @@ class Upkeep(Protocol):
         ...
 
 
-class MetadataStore(Ledger, Chunks, Spaces, Runs, Upkeep, Protocol):
+class MetadataStore(Ledger, Chunks, Spaces, Runs, Positions, Upkeep, Protocol):
     """All of it, over one database."""
 
     def close(self) -> None:

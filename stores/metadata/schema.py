@@ -124,7 +124,18 @@ CREATE TABLE dataset_versions (
 """,
 )
 
-MIGRATIONS: tuple[Migration, ...] = (_FIRST,)
+_POSITIONS: Migration = (
+    """
+CREATE TABLE positions (
+    topic TEXT NOT NULL,
+    part TEXT NOT NULL,
+    position TEXT NOT NULL,
+    PRIMARY KEY (topic, part)
+) WITHOUT ROWID
+""",
+)
+
+MIGRATIONS: tuple[Migration, ...] = (_FIRST, _POSITIONS)
 """Only ever appended to: files of every older version are out there."""
 
 

@@ -225,6 +225,17 @@ class SqliteMetadata:
         with self._file.held("reading") as connection:
             return [DatasetVersion(*row) for row in connection.execute(sql.VERSIONS, {"name": name})]
 
+    def positions(self, topic: str) -> Mapping[str, Mapping[str, object]]:
+        """Return how far the topic has been read; see `Positions.positions`."""
+        with self._file.held("reading") as connection:
+            return {part: json.loads(position) for part, position in connection.execute(sql.POSITIONS, (topic,))}
+
+    def note_positions(self, topic: str, positions: Mapping[str, Mapping[str, object]]) -> None:
+        """Note how far the topic has been read, in one transaction; see `Positions.note_positions`."""
+        with self._file.written("changing") as connection:
+            rows = [(topic, part, json_text(position)) for part, position in sorted(positions.items())]
+            connection.executemany(sql.PUT_POSITION, rows)
+
     def check(self) -> Sequence[str]:
         """Return a sentence for each damage; see `Upkeep.check`."""
         with self._file.held("checking") as connection:

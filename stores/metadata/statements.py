@@ -99,7 +99,13 @@ START_RUN = """
 INSERT INTO runs (run, started_us, shape, counts) VALUES (?, ?, ?, '{}') ON CONFLICT (run) DO NOTHING
 """
 END_RUN = "UPDATE runs SET ended_us = ?, counts = ? WHERE run = ?"
-TABLES = ("documents", "spaces", "document_spaces", "chunks", "chunk_texts", "runs", "dataset_versions")
+POSITIONS = "SELECT part, position FROM positions WHERE topic = ? ORDER BY part"
+PUT_POSITION = """
+INSERT INTO positions (topic, part, position) VALUES (?, ?, ?)
+ON CONFLICT (topic, part) DO UPDATE SET position = excluded.position
+"""
+
+TABLES = ("documents", "spaces", "document_spaces", "chunks", "chunk_texts", "runs", "dataset_versions", "positions")
 CHECK_TABLE = "SELECT integrity_check FROM pragma_integrity_check(?) WHERE integrity_check <> 'ok'"
 CHECK_REFERENCES = 'SELECT "table", parent, count(*) FROM pragma_foreign_key_check GROUP BY 1, 2 ORDER BY 1, 2'
 CHECK_TEXT = "INSERT INTO chunk_words (chunk_words, rank) VALUES ('integrity-check', 1)"

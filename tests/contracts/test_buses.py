@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataflows.buses import open_bus, open_writable_bus
+from dataflows.buses import open_bus
 from operators.errors import ConfigError, ResumeError
-from tests.buses import BUSES, Message, Subject, drained, read_all
+from tests.buses import BUSES, Found, Subject, drained, read_all
 
 
 @pytest.fixture
@@ -65,10 +65,10 @@ SIZES = st.lists(st.integers(1, 5), min_size=1)
 REOPEN = st.lists(st.booleans(), min_size=1)
 
 
-def read_in_pieces(subject: Subject, sizes: list[int], reopen: list[bool]) -> list[Message]:
+def read_in_pieces(subject: Subject, sizes: list[int], reopen: list[bool]) -> list[Found]:
     """Polls of those sizes, the reader now and then opened anew where it stands."""
     bus, topic, partition = subject.bus, subject.topics[0], subject.partitions[0]
-    found: list[Message] = []
+    found: list[Found] = []
     reader = bus.reader(topic, partition, None)
     step = 0
     while (chunk := reader.poll(sizes[step % len(sizes)])) is not None:
@@ -165,5 +165,3 @@ def test_schemes() -> None:
     """A bus that does not exist is a wrong setting."""
     with pytest.raises(ConfigError, match="`carrier-pigeon` is not one of folder, kafka, memory"):
         open_bus("carrier-pigeon:x", event_bytes_max=1)
-    with pytest.raises(ConfigError, match="`kafka` is not one of folder, memory"):
-        open_writable_bus("kafka:x:1", event_bytes_max=1)

@@ -297,6 +297,21 @@ def test_migrations_are_whole_steps(path: Path, store: SqliteMetadata) -> None:
         migrate(connection, str(path))
 
 
+def test_a_file_of_the_first_version_is_brought_up_to_date(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its documents stay, and positions can be noted in it."""
+    with monkeypatch.context() as patch:
+        patch.setattr("stores.metadata.sqlite.migrate", lambda found, where: migrate(found, where, MIGRATIONS[:1]))
+        first = SqliteMetadata(path)
+        first.add_space(SPACE)
+        first.apply([upsert("a", "alpha")])
+        first.close()
+    second = SqliteMetadata(path)
+    second.note_positions("docs", {"0": {"offset": 1}})
+    assert (second.positions("docs"), uris(second, "alpha")) == ({"0": {"offset": 1}}, ["a"])
+    assert list(second.check()) == []
+    second.close()
+
+
 HOT = [
     "KNOWN",
     "KNOWN_OF_SOURCE",

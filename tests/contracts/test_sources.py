@@ -97,6 +97,56 @@ def test_what_is_gone_says_so(shelf: Shelf) -> None:
     assert reason(shelf.source, "file:///etc/passwd") == "outside"
 
 
+def test_one_document_is_looked_at_as_it_is_listed(shelf: Shelf) -> None:
+    """The same as the listing says; None once it is gone; a uri that is none of the source's is outside."""
+    uri = shelf.put("sub/a.md", b"one")
+    assert shelf.source.look(uri) == next(shelf.source.list())
+    assert shelf.source.media_type(uri) is None
+    shelf.drop("sub/a.md")
+    assert shelf.source.look(uri) is None
+    for strange in ("", "file:///etc/passwd", "memory:other/a.md", "https://example.org/a.md", "file:"):
+        with pytest.raises(SkippableError) as caught:
+            shelf.source.look(strange)
+        assert caught.value.reason == "outside"
+
+
+ENTRIES = ["", "sub", "*", "sub/*", "**/deep", "a.md", "sub/[c-e].md"]
+"""Entries below a root: all of it, a folder, globs, a file."""
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_what_is_looked_at_is_what_is_listed(tmp_path: Path, entry: str) -> None:
+    """Hidden, excluded and other files, links in and out, folders: a look takes exactly what a listing does."""
+    root, beside = tmp_path / "root", tmp_path / "beside"
+    names = ["a.md", "b.png", ".c.md", "sub/d.md", "sub/deep/e.md", "sub/.hidden/f.md", "drafts/g.md", "sub/deep/h.TXT"]
+    tree(root, *names)
+    tree(beside, "secret.md")
+    (root / "link.md").symlink_to(root / "a.md")
+    (root / "out.md").symlink_to(beside / "secret.md")
+    (root / "linked").symlink_to(root / "sub")
+    (root / "loop.md").symlink_to(root / "loop.md")
+    (root / "folder.md").mkdir()
+    (source,) = open_sources([f"{root}/{entry}".rstrip("/")], exclude=["drafts", "h.*"])
+    looked, reasons = {}, set()
+    paths = [*root.rglob("*"), *(root / "linked").glob("*"), *beside.iterdir(), root, root / "sub/../a.md"]
+    for path in paths:
+        try:
+            looked[f"file://{path}"] = source.look(f"file://{path}")
+        except SkippableError as error:
+            reasons.add(error.reason)
+    assert reasons <= {"outside", "unreadable"}
+    assert {uri: found for uri, found in looked.items() if found} == {found.uri: found for found in source.list()}
+
+
+def test_a_look_at_a_root_that_went_away(tmp_path: Path) -> None:
+    """Nothing can be said of its documents: they are not gone."""
+    tree(tmp_path, "root/a.md")
+    (source,) = open_sources([str(tmp_path / "root")])
+    (tmp_path / "root").rename(tmp_path / "elsewhere")
+    with pytest.raises(UnavailableError):
+        source.look((tmp_path / "root/a.md").as_uri())
+
+
 def listed(root: Path, *entries: str, **globs: list[str]) -> list[str]:
     """Paths below the root that the entries list, sorted."""
     sources = open_sources(entries or [str(root)], **globs)

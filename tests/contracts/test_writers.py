@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataflows.buses.memory import MemoryBus
+from operators.messages import Message
 from stores import writers
 from stores.offline.memory import MemoryOfflineStore
 from stores.writers import EPOCHS_MAX, Delivery, LogWriter, OfflineWriter, Rows, logged, staged_tokens
@@ -145,9 +146,11 @@ def test_a_file_that_could_not_be_written_beside_the_flow_stops_it() -> None:
             writer.snapshot()
 
 
-def message(number: int) -> list[bytes]:
-    """None, one or some messages of any bytes that a line can hold."""
-    return [b"%d-%d \xff\x00\xc3\xa4" % (number, i) for i in range(number % 3)]
+def message(number: int) -> list[Message]:
+    """None, one or some messages of any bytes that a line can hold, some with keys and headers."""
+    values = [b"%d-%d \xff\x00\xc3\xa4" % (number, i) for i in range(number % 3)]
+    key, headers = (None, ()) if number % 5 == 0 else ([b"", b"k\xff"][number % 2], (("a", "ü"), ("a", "")))
+    return [Message(value, key, headers) for value in values]
 
 
 def log_of(bus: MemoryBus) -> list[bytes]:
@@ -164,7 +167,7 @@ def log_writer(bus: MemoryBus, resume: bytes | None, *, durable: bool = True) ->
 
 def messages_until(position: int) -> list[bytes]:
     """What the items before the position hold."""
-    return [m for number in range(position) for m in message(number)]
+    return [m.value for number in range(position) for m in message(number)]
 
 
 @given(plan=PLANS)
@@ -200,9 +203,9 @@ def test_a_log_without_durable_snapshots_is_complete_when_closed() -> None:
     """A run that remembers nothing has appended everything once it has ended well."""
     bus = MemoryBus()
     writer = log_writer(bus, None, durable=False)
-    writer.write([b"a"])
+    writer.write([Message(b"a")])
     writer.snapshot()
-    writer.write([b"b"])
+    writer.write([Message(b"b")])
     writer.close()
     assert log_of(bus) == [b"a", b"b"]
 
@@ -211,12 +214,12 @@ def test_a_log_keeps_what_others_wrote_before() -> None:
     """A log writer with a durable snapshot goes on at its own place only."""
     bus = MemoryBus()
     writer = log_writer(bus, None)
-    writer.write([b"a"])
+    writer.write([Message(b"a")])
     writer.snapshot()
     state = writer.snapshot()
     assert logged(state) == (1, [])
     resumed = log_writer(bus, state)
-    resumed.write([b"b"])
+    resumed.write([Message(b"b")])
     resumed.snapshot()
     resumed.snapshot()
     assert log_of(bus) == [b"a", b"b"]

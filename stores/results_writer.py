@@ -1,0 +1,82 @@
+"""Feature rows told to whoever listens: at one snapshot later than they came, so that none is told that may be lost.
+
+A row is told once its snapshot is durable. Its file may become visible a little before or, where few rows wait for
+company, some snapshots after that.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from operators.feature_events import feature_events
+from operators.rows import join, to_tables
+from stores.writers import Append, Rows, by_set, pack_rows, unpack_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from operators.feature_sets import FeatureSets
+    from operators.messages import Message
+    from operators.records import RowBlock
+
+_ENCODED_ROWS = 2048
+_APPENDED_ROWS = 16_384
+"""Rows of one append, which bounds memory and the time that a transaction takes."""
+
+
+class ResultsWriter:
+    """Appends an event for each row; owns its name on the bus. Repeats are told by the bus, not twice."""
+
+    def __init__(self, append: Append, sets: FeatureSets, resume: bytes | None, *, durable: bool) -> None:
+        """Tell of what the resumed snapshot held. durable: see Delivery."""
+        self._append = append
+        self._sets = sets
+        self._durable = durable
+        self._at, self._ready = (0, []) if resume is None else untold(resume)
+        self._waiting: list[RowBlock] = []
+        self._flush()
+
+    def write(self, rows: Rows) -> None:
+        """Take rows of any shard."""
+        self._waiting += rows.blocks
+
+    def snapshot(self) -> bytes:
+        """Tell of what the last snapshot held; hold what has come since."""
+        self._flush()
+        self._ready, self._waiting = [join(mine) for _, mine in by_set(self._waiting, self._sets)], []
+        return pack_rows({"at": self._at}, self._ready)
+
+    def close(self) -> None:
+        """Without durable snapshots: tell of everything now."""
+        if not self._durable:
+            self._flush()
+            self._ready, self._waiting = self._waiting, []
+            self._flush()
+
+    def _flush(self) -> None:
+        self._at = tell_rows(self._append, self._at, self._ready, self._sets)
+        self._ready = []
+
+
+def untold(state: bytes) -> tuple[int, list[RowBlock]]:
+    """(place, rows) that a committed snapshot of a ResultsWriter holds, ready to be told."""
+    meta, blocks = unpack_rows(state)
+    return cast("int", meta["at"]), blocks
+
+
+def tell_rows(append: Append, at: int, blocks: list[RowBlock], sets: FeatureSets) -> int:
+    """Append an event for each row, in an order that follows from the blocks; return the place after them."""
+    messages: list[Message] = []
+    for some in _events(blocks, sets):
+        messages += some
+        if len(messages) >= _APPENDED_ROWS:
+            at = append(messages, at)
+            messages = []
+    return append(messages, at)
+
+
+def _events(blocks: list[RowBlock], sets: FeatureSets) -> Iterator[list[Message]]:
+    for declared, mine in by_set(blocks, sets):
+        for spec, _, table in to_tables(mine, declared):
+            for begin in range(0, len(table), _ENCODED_ROWS):
+                yield feature_events(table.slice(begin, _ENCODED_ROWS), declared, declared.windows[spec])
