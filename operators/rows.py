@@ -14,6 +14,7 @@ from operators.entities import gather_bytes
 from operators.feature_sets import STATISTICS, FeatureSet, WindowSpec
 from operators.hashes import murmur3_bytes, murmur3_words, word_at
 from operators.records import TIMESTAMP, RowBlock, feature_row_schema
+from operators.revisions import column, join_revisions, revision_columns, slice_revisions, take_revisions
 from operators.window_loops import ROW_END, ROW_SPEC, ROW_START
 
 if TYPE_CHECKING:
@@ -163,8 +164,8 @@ def hash_table(table: pa.Table, declared: FeatureSet, spec: WindowSpec) -> NDArr
         table.column(c).cast(pa.int64()).to_numpy() for c in ("window_start", "event_time")
     )
     values = np.full((n, len(declared.fields) * len(STATISTICS)), np.nan)
-    for name, column in zip(declared.columns, _chosen(declared)[0], strict=True):
-        values[:, column] = table.column(name).cast(pa.float64()).to_numpy()
+    for name, place_of in zip(declared.columns, _chosen(declared)[0], strict=True):
+        values[:, place_of] = table.column(name).cast(pa.float64()).to_numpy()
     block = RowBlock(0, data, offsets, place, values)
     return _hash_bytes(_lay([block], declared, np.arange(n)).hashes)
 
@@ -176,8 +177,8 @@ def _hash_bytes(hashes: NDArray[np.uint64]) -> NDArray[np.uint8]:
 def to_tables(blocks: Sequence[RowBlock], declared: FeatureSet) -> Iterator[tuple[int, str, pa.Table]]:
     """Yield the rows of one set's blocks as (index of the window spec, UTC date of event_time, table).
 
-    The tables have `feature_row_schema(declared)`, revision 0; rows of one spec and date stand as they
-    came. Of many rows a spec and date come more than once.
+    The tables have `feature_row_schema(declared)`; rows of one spec and date stand as they came. Of many
+    rows a spec and date come more than once.
     """
     for some in _batches(blocks):
         place = np.concatenate([b.place for b in some])
@@ -185,7 +186,7 @@ def to_tables(blocks: Sequence[RowBlock], declared: FeatureSet) -> Iterator[tupl
         days = day[:1] if day.min() == day.max() else np.unique(day)
         group = place[:, ROW_SPEC] * len(days) + np.searchsorted(days, day)
         to, start = _in_groups(group, len(declared.windows) * len(days))
-        table = _table(_lay(some, declared, to), declared)
+        table = _table(some, declared, to)
         for index, (begin, end) in enumerate(pairwise(start.tolist())):
             if begin < end:
                 spec, at = divmod(index, len(days))
@@ -210,32 +211,35 @@ def _batches(blocks: Sequence[RowBlock]) -> Iterator[list[RowBlock]]:
 
 def _slice(block: RowBlock, begin: int, end: int) -> RowBlock:
     offsets = block.entity_offsets[begin : end + 1]
-    return RowBlock(block.set_index, block.entity_data, offsets, block.place[begin:end], block.values[begin:end])
+    revisions = None if block.revisions is None else slice_revisions(block.revisions, begin, end)
+    place, values = block.place[begin:end], block.values[begin:end]
+    return RowBlock(block.set_index, block.entity_data, offsets, place, values, revisions)
 
 
-def _table(lines: _Lines, declared: FeatureSet) -> pa.Table:
-    n = len(lines.hashes)
-    start, end = (_column(TIMESTAMP, t) for t in lines.times)
+def _table(blocks: Sequence[RowBlock], declared: FeatureSet, to: NDArray[np.int64]) -> pa.Table:
+    lines = _lay(blocks, declared, to)
+    n = len(to)
+    start, end = (column(TIMESTAMP, t) for t in lines.times)
+    revision, *restated = revision_columns(blocks, to, lines.times[1])
     columns: list[pa.Array] = [
         pa.StringArray.from_buffers(n, pa.py_buffer(lines.ends), pa.py_buffer(lines.names)),
         start,
         end,
         pa.repeat(declared.name, n),
         pa.repeat(pa.scalar(declared.version, pa.int32()), n),
-        pa.repeat(pa.scalar(0, pa.int32()), n),
-        end,
-        pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), n, [None, pa.py_buffer(_hash_bytes(lines.hashes))]),
+        revision,
+        *restated,
+        column(pa.binary(16), lines.hashes),
     ]
-    for name, column, bitmap in zip(declared.columns, lines.values, lines.valid, strict=True):
+    for name, values, bitmap in zip(declared.columns, lines.values, lines.valid, strict=True):
         counted = name.endswith("__count")
-        columns.append(_column(pa.int64(), column) if counted else _column(pa.float64(), column, bitmap))
+        columns.append(column(pa.int64(), values) if counted else column(pa.float64(), values, bitmap))
     return pa.Table.from_arrays(columns, schema=feature_row_schema(declared))
 
 
-def _column(kind: pa.DataType, values: NDArray[np.generic], valid: NDArray[np.uint8] | None = None) -> pa.Array:
-    """An Arrow column over the arrays, nothing copied. pa.array would do too, but imports pandas first."""
-    bitmap = None if valid is None else pa.py_buffer(valid)
-    return pa.Array.from_buffers(kind, len(values), [bitmap, pa.py_buffer(values)])
+def content_hashes(block: RowBlock, declared: FeatureSet) -> NDArray[np.uint64]:
+    """Return the content hash of each row, uint64 (n, 2), little-endian."""
+    return _lay([block], declared, np.arange(len(block))).hashes
 
 
 def closed_by_spec(block: RowBlock, declared: FeatureSet) -> NDArray[np.int64]:
@@ -251,19 +255,32 @@ def join(blocks: Sequence[RowBlock]) -> RowBlock:
     data = [b.entity_data[b.entity_offsets[0] : b.entity_offsets[-1]] for b in blocks]
     offsets = np.concatenate([np.zeros(1, np.int64), *(np.diff(b.entity_offsets) for b in blocks)])
     place, values = (np.concatenate(c) for c in zip(*((b.place, b.values) for b in blocks), strict=True))
-    return RowBlock(blocks[0].set_index, np.concatenate(data), np.cumsum(offsets), place, values)
+    revisions = join_revisions(blocks)
+    return RowBlock(blocks[0].set_index, np.concatenate(data), np.cumsum(offsets), place, values, revisions)
 
 
 def newest(blocks: Sequence[RowBlock]) -> RowBlock:
-    """Keep, of the blocks of one set, the row with the highest event_time of each window spec and entity."""
+    """Keep, of the blocks of one set, the newest row of each window spec and entity.
+
+    That is the one with the highest event_time, then revision, of those that are not retracted.
+    """
     rows = join(blocks)
     names = pa.LargeStringArray.from_buffers(
         len(rows), pa.py_buffer(rows.entity_offsets), pa.py_buffer(rows.entity_data)
     )
     entity = names.dictionary_encode().indices.to_numpy()
     spec = rows.place[:, ROW_SPEC]
-    order = np.lexsort((rows.place[:, ROW_END], spec, entity))
-    last = np.append((np.diff(entity[order]) != 0) | (np.diff(spec[order]) != 0), True)
-    pick = np.sort(order[last])
+    revised = rows.revisions
+    keys = (rows.place[:, ROW_END], spec, entity)
+    order = np.lexsort(keys if revised is None else (revised.revision, *keys))
+    if revised is not None:
+        order = order[~revised.retracted[order]]
+    last = np.append((np.diff(entity[order]) != 0) | (np.diff(spec[order]) != 0), True)[: len(order)]
+    return take_rows(rows, np.sort(order[last]))
+
+
+def take_rows(rows: RowBlock, pick: NDArray[np.int64]) -> RowBlock:
+    """Return the rows `pick` (int64 (m,)) of a block, as a block of its own arrays."""
     data, offsets = gather_bytes(rows.entity_data, rows.entity_offsets, pick)
-    return RowBlock(rows.set_index, data, offsets, rows.place[pick], rows.values[pick])
+    revisions = None if rows.revisions is None else take_revisions(rows.revisions, pick)
+    return RowBlock(rows.set_index, data, offsets, rows.place[pick], rows.values[pick], revisions)

@@ -16,7 +16,8 @@ import pyarrow as pa
 
 from operators.errors import ResumeError
 from operators.packing import pack, unpack, unpack_meta
-from operators.records import RowBlock
+from operators.records import Revisions, RowBlock
+from operators.revisions import NAMES as REVISION_COLUMNS
 from operators.rows import join, newest, to_tables
 from stores.features.port import View
 from stores.offline.port import PartitionKey, Withheld
@@ -84,13 +85,23 @@ def _pack(meta: dict[str, object], blocks: list[RowBlock]) -> bytes:
         start, stop = b.entity_offsets[[0, -1]]
         columns = (b.entity_data[start:stop], b.entity_offsets - start, b.place, b.values)
         arrays |= {f"{index}.{column}": array for column, array in zip(_COLUMNS, columns, strict=True)}
+        if b.revisions is not None:
+            arrays |= {f"{index}.{name}": getattr(b.revisions, name) for name in REVISION_COLUMNS}
     return pack({**meta, "sets": sorted(of_set)}, arrays)
 
 
 def _unpack(state: bytes) -> tuple[dict[str, object], list[RowBlock]]:
     meta, arrays = unpack(state)
     found = cast("list[int]", meta["sets"])
-    return meta, [RowBlock(i, *(arrays[f"{i}.{column}"] for column in _COLUMNS)) for i in found]  # type: ignore[arg-type]  # as packed
+    return meta, [_unpacked(i, arrays) for i in found]
+
+
+def _unpacked(index: int, arrays: dict[str, NDArray[np.generic]]) -> RowBlock:
+    revisions = None
+    if f"{index}.{REVISION_COLUMNS[0]}" in arrays:
+        revisions = Revisions(*(arrays[f"{index}.{name}"] for name in REVISION_COLUMNS))  # type: ignore[arg-type]  # as packed
+    entities, offsets, place, values = (arrays[f"{index}.{column}"] for column in _COLUMNS)
+    return RowBlock(index, entities, offsets, place, values, revisions)  # type: ignore[arg-type]  # as packed
 
 
 class OfflineWriter:

@@ -3,7 +3,7 @@
 A *writer* is one partition of a sink, named `<lineage>.<part>`. A *lineage* is everything that
 descends from one recovery folder; a backfill is a lineage of its own. Within a lineage the caller
 never writes a row twice, because its recovery snapshots forbid it. Between lineages the store
-watches: a row, known by (partition, entity_id, window_start, revision), that another lineage has
+watches: a row, known by (partition, entity_id, event_time, revision), that another lineage has
 published is withheld.
 """
 
