@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from operators.decode import Decoder
+    from operators.retained import Lateness
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +24,16 @@ class Piece:
     """What one partition has to say: some signals (or none), and how far it has come.
 
     known: every partition of the topic that the source knows of. late: bool (len(batch),).
-    originals: the messages of the late ones, in order. rejects: messages that are no signals.
+    due: int64 (len(batch),), when a late event counts, as a correction; NO_WATERMARK for one that is set aside and
+        for one that is not late. None: no late event counts.
+    originals: the messages of those that are set aside, in order. rejects: messages that are no signals.
     """
 
     tick: Tick
     known: tuple[str, ...]
     batch: SignalBatch | None = None
     late: NDArray[np.bool_] | None = None
+    due: NDArray[np.int64] | None = None
     originals: tuple[bytes, ...] = ()
     rejects: tuple[Reject, ...] = ()
 
@@ -43,22 +47,38 @@ class Piece:
         """Those that are signals, late or not."""
         return 0 if self.batch is None else len(self.batch)
 
+    @property
+    def set_aside(self) -> NDArray[np.int64]:
+        """Which signals are late and count for nothing, int64 (m,)."""
+        if self.late is None:
+            return np.empty(0, np.int64)
+        return np.flatnonzero(self.late if self.due is None else self.late & (self.due == NO_WATERMARK))
+
 
 class Intake:
     """Decodes and marks the messages of one partition, in the order of its log.
 
-    seen = signals + late + dead, counted since the beginning of the log.
+    seen, late (those set aside) and dead are counted since the beginning of the log.
     """
 
     def __init__(
-        self, partition: str, decoder: Decoder, bound_us: int, state: Mapping[str, object] | None = None
+        self,
+        partition: str,
+        decoder: Decoder,
+        bound_us: int,
+        state: Mapping[str, object] | None = None,
+        lateness: Lateness | None = None,
     ) -> None:
-        """Start at the beginning of the log, or from what `state` returned."""
+        """Start at the beginning of the log, or from what `state` returned.
+
+        lateness: what late events may still change; None: nothing.
+        """
         saved = (NO_WATERMARK, 0, 0, 0) if state is None else cast("tuple[int, int, int, int]", state["intake"])
         newest, self.seen, self.late, self.dead = saved
         self.partition = partition
         self._decoder = decoder
         self._watermark = PartitionWatermark(bound_us, newest)
+        self._lateness = lateness if lateness is not None and lateness.corrects else None
 
     @property
     def newest(self) -> int:
@@ -68,12 +88,18 @@ class Intake:
     def take(self, chunk: RawChunk, known: tuple[str, ...]) -> Piece:
         """Turn the partition's next messages into a piece."""
         decoded = self._decoder.decode(chunk)
-        late = self._watermark.mark(decoded.batch.event_time)
-        originals = tuple(chunk.message(int(i)) for i in decoded.index[late])
+        late, due = self._mark(decoded.batch.event_time)
+        aside = late if due is None else late & (due == NO_WATERMARK)
+        originals = tuple(chunk.message(int(i)) for i in decoded.index[aside])
         self.seen += len(chunk.lengths)
         self.late += len(originals)
         self.dead += len(decoded.rejects)
-        return Piece(self.tick(Status.LIVE), known, decoded.batch, late, originals, decoded.rejects)
+        return Piece(self.tick(Status.LIVE), known, decoded.batch, late, due, originals, decoded.rejects)
+
+    def _mark(self, event_time: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.int64] | None]:
+        if self._lateness is None:
+            return self._watermark.mark(event_time), None
+        return self._watermark.mark_due(event_time, self._lateness.allowed_us, self._lateness.grain_us)
 
     def tick(self, status: Status) -> Tick:
         """How far the partition has come."""

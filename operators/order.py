@@ -183,7 +183,8 @@ class Waiting(NamedTuple):
 
 
 @njit(inline="always")
-def _copy(e, i, out, j):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+def copy_event(e, i, out, j):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    """Copy event i of Pending to place j of another."""
     out.entity[j] = e.entity[i]
     out.event_time[j] = e.event_time[i]
     out.sequence[j] = e.sequence[i]
@@ -203,10 +204,10 @@ def _take(e, below, ready, at, rest):  # type: ignore[no-untyped-def]  # numba i
     for i in range(e.event_time.shape[0]):
         t = e.event_time[i]
         if t < below:
-            _copy(e, i, ready, at)
+            copy_event(e, i, ready, at)
             at += 1
         else:
-            _copy(e, i, rest, left)
+            copy_event(e, i, rest, left)
             left += 1
             oldest = min(oldest, t)
             newest = max(newest, t)
@@ -246,6 +247,12 @@ def room(events: int, fields: int) -> Pending:
 def concatenate(parts: list[Pending]) -> Pending:
     """Return the parts, at least one, joined end to end."""
     return parts[0] if len(parts) == 1 else Pending(*(np.concatenate(c) for c in zip(*parts, strict=True)))
+
+
+def chosen(e: Pending, pick: NDArray[np.int64] | NDArray[np.bool_]) -> Pending:
+    """Return some of the events, in columns of their own."""
+    columns = (e.entity[pick], e.event_time[pick], e.sequence[pick], e.partition[pick], e.offset[pick])
+    return Pending(*columns, e.sets[pick], e.values[pick])
 
 
 def merge(parts: list[Waiting]) -> Waiting:

@@ -145,6 +145,7 @@ class RowBlock:
         not; NaN is null.
     revisions: of corrected rows; None for rows of windows that closed when their time came: these are revision 0,
         known at their event_time.
+    hashes: uint64 (n, 2), content hashes where they are known already; None where not.
     """
 
     set_index: int
@@ -153,6 +154,7 @@ class RowBlock:
     place: NDArray[np.int64]
     values: NDArray[np.float64]
     revisions: Revisions | None = None
+    hashes: NDArray[np.uint64] | None = None
 
     def __len__(self) -> int:
         """Rows in the block."""

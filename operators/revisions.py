@@ -47,22 +47,38 @@ def join_revisions(blocks: Sequence[RowBlock]) -> Revisions | None:
     data = [p.cause_data[p.cause_offsets[0] : p.cause_offsets[-1]] for p in parts]
     offsets = np.concatenate([np.zeros(1, np.int64), *(np.diff(p.cause_offsets) for p in parts)])
     columns = ("revision", "known_at", "supersedes", "replaces", "retracted")
-    joined = (np.concatenate([getattr(p, name) for p in parts]) for name in columns)
-    return Revisions(*joined, np.concatenate(data), np.cumsum(offsets))
+    revision, known_at, supersedes, replaces, retracted = (
+        np.concatenate([getattr(p, name) for p in parts]) for name in columns
+    )
+    causes = np.concatenate(data), np.cumsum(offsets)
+    return Revisions(revision, known_at, supersedes, replaces, retracted, *causes)
 
 
 def take_revisions(revisions: Revisions, pick: NDArray[np.int64]) -> Revisions:
     """Return those of the rows `pick`, int64 (m,)."""
-    columns = (revisions.revision, revisions.known_at, revisions.supersedes, revisions.replaces, revisions.retracted)
-    causes = gather_bytes(revisions.cause_data, revisions.cause_offsets, pick)
-    return Revisions(*(c[pick] for c in columns), *causes)  # type: ignore[call-arg, arg-type]  # in their order
+    data, offsets = gather_bytes(revisions.cause_data, revisions.cause_offsets, pick)
+    return Revisions(
+        revisions.revision[pick],
+        revisions.known_at[pick],
+        revisions.supersedes[pick],
+        revisions.replaces[pick],
+        revisions.retracted[pick],
+        data,
+        offsets,
+    )
 
 
 def slice_revisions(revisions: Revisions, begin: int, end: int) -> Revisions:
     """Return those of rows begin to end (exclusive), as a view."""
-    columns = (revisions.revision, revisions.known_at, revisions.supersedes, revisions.replaces, revisions.retracted)
-    offsets = revisions.cause_offsets[begin : end + 1]
-    return Revisions(*(c[begin:end] for c in columns), revisions.cause_data, offsets)  # type: ignore[arg-type]  # in their order
+    return Revisions(
+        revisions.revision[begin:end],
+        revisions.known_at[begin:end],
+        revisions.supersedes[begin:end],
+        revisions.replaces[begin:end],
+        revisions.retracted[begin:end],
+        revisions.cause_data,
+        revisions.cause_offsets[begin : end + 1],
+    )
 
 
 def revision_columns(blocks: Sequence[RowBlock], to: NDArray[np.int64], ends: NDArray[np.int64]) -> list[pa.Array]:

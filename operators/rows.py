@@ -26,8 +26,35 @@ _NULL_BITS = np.uint64(0x7FF8000000000000)
 
 
 @njit(cache=True, nogil=True)
+def _hash_rows(headers, data, offsets, place, values, columns, hashes):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    """Write the content hash of row i to hashes[i]."""
+    width = columns.shape[0]
+    longest = 0
+    for i in range(place.shape[0]):
+        longest = max(longest, offsets[i + 1] - offsets[i])
+    words = np.empty(4 + width + (longest + 7) // 8, np.uint64)
+    bits = values.view(np.uint64)
+    for i in range(place.shape[0]):
+        begin = offsets[i]
+        length = offsets[i + 1] - begin
+        words[0] = headers[place[i, ROW_SPEC], 0]
+        words[1] = headers[place[i, ROW_SPEC], 1]
+        words[2] = np.uint64(place[i, ROW_START])
+        words[3] = np.uint64(place[i, ROW_END])
+        for c in range(width):
+            x = values[i, columns[c]]
+            words[4 + c] = bits[i, columns[c]] if x == x else _NULL_BITS  # noqa: PLR0124  # NaN, the null of these columns
+        for w in range((length + 7) // 8):
+            words[4 + width + w] = word_at(data, begin + 8 * w, min(8, length - 8 * w))
+        hashes[i, 0], hashes[i, 1] = murmur3_words(words, 32 + 8 * width + length)
+
+
+@njit(cache=True, nogil=True)
 def _lay_rows(headers, data, offsets, place, values, columns, counts, to, names, ends, times, hashes, out, valid):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
-    """Write row i to line `to[i]` of names, times, hashes, columns and validity bits, in one pass."""
+    """Write row i to line `to[i]` of names, times, hashes, columns and validity bits, in one pass.
+
+    Without headers the hashes are known already and are left alone.
+    """
     width = columns.shape[0]
     longest = 0
     for i in range(place.shape[0]):
@@ -35,12 +62,14 @@ def _lay_rows(headers, data, offsets, place, values, columns, counts, to, names,
     words = np.empty(4 + width + (longest + 7) // 8, np.uint64)
     bits = values.view(np.uint64)
     whole = out.view(np.int64)
+    hashed = headers.shape[0] > 0
     for i in range(place.shape[0]):
         row = to[i]
         begin = offsets[i]
         length = offsets[i + 1] - begin
-        words[0] = headers[place[i, ROW_SPEC], 0]
-        words[1] = headers[place[i, ROW_SPEC], 1]
+        if hashed:
+            words[0] = headers[place[i, ROW_SPEC], 0]
+            words[1] = headers[place[i, ROW_SPEC], 1]
         words[2] = np.uint64(place[i, ROW_START])
         words[3] = np.uint64(place[i, ROW_END])
         times[0, row] = place[i, ROW_START]
@@ -56,12 +85,13 @@ def _lay_rows(headers, data, offsets, place, values, columns, counts, to, names,
                 whole[c, row] = np.int64(x)
             else:
                 out[c, row] = x
-        for w in range((length + 7) // 8):
-            words[4 + width + w] = word_at(data, begin + 8 * w, min(8, length - 8 * w))
         at = ends[row]
         for b in range(length):
             names[at + b] = data[begin + b]
-        hashes[row, 0], hashes[row, 1] = murmur3_words(words, 32 + 8 * width + length)
+        if hashed:
+            for w in range((length + 7) // 8):
+                words[4 + width + w] = word_at(data, begin + 8 * w, min(8, length - 8 * w))
+            hashes[row, 0], hashes[row, 1] = murmur3_words(words, 32 + 8 * width + length)
 
 
 @njit(cache=True, nogil=True)
@@ -127,7 +157,7 @@ def _lay(blocks: Sequence[RowBlock], declared: FeatureSet, to: NDArray[np.int64]
     np.cumsum(sizes, out=ends[1:])
     columns, counts = _chosen(declared)
     width = len(columns)
-    headers = np.frombuffer(b"".join(hash_header(declared, w) for w in declared.windows), "<u8").reshape(-1, 2)
+    headers = _headers(declared)
     lines = _Lines(
         np.empty(ends[-1], np.uint8),
         ends,
@@ -139,9 +169,16 @@ def _lay(blocks: Sequence[RowBlock], declared: FeatureSet, to: NDArray[np.int64]
     done = 0
     for b in blocks:
         part = to[done : done + len(b)]
-        _lay_rows(headers, b.entity_data, b.entity_offsets, b.place, b.values, columns, counts, part, *lines)
+        if b.hashes is not None:
+            lines.hashes[part] = b.hashes
+        asked = headers if b.hashes is None else headers[:0]
+        _lay_rows(asked, b.entity_data, b.entity_offsets, b.place, b.values, columns, counts, part, *lines)
         done += len(b)
     return lines
+
+
+def _headers(declared: FeatureSet) -> NDArray[np.uint64]:
+    return np.frombuffer(b"".join(hash_header(declared, w) for w in declared.windows), "<u8").reshape(-1, 2)
 
 
 def _chosen(declared: FeatureSet) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -213,7 +250,8 @@ def _slice(block: RowBlock, begin: int, end: int) -> RowBlock:
     offsets = block.entity_offsets[begin : end + 1]
     revisions = None if block.revisions is None else slice_revisions(block.revisions, begin, end)
     place, values = block.place[begin:end], block.values[begin:end]
-    return RowBlock(block.set_index, block.entity_data, offsets, place, values, revisions)
+    hashes = None if block.hashes is None else block.hashes[begin:end]
+    return RowBlock(block.set_index, block.entity_data, offsets, place, values, revisions, hashes)
 
 
 def _table(blocks: Sequence[RowBlock], declared: FeatureSet, to: NDArray[np.int64]) -> pa.Table:
@@ -238,8 +276,13 @@ def _table(blocks: Sequence[RowBlock], declared: FeatureSet, to: NDArray[np.int6
 
 
 def content_hashes(block: RowBlock, declared: FeatureSet) -> NDArray[np.uint64]:
-    """Return the content hash of each row, uint64 (n, 2), little-endian."""
-    return _lay([block], declared, np.arange(len(block))).hashes
+    """Return the content hash of each row, uint64 (n, 2); see `_lay`."""
+    if block.hashes is not None:
+        return block.hashes
+    hashes = np.empty((len(block), 2), np.uint64)
+    columns, _ = _chosen(declared)
+    _hash_rows(_headers(declared), block.entity_data, block.entity_offsets, block.place, block.values, columns, hashes)
+    return hashes
 
 
 def closed_by_spec(block: RowBlock, declared: FeatureSet) -> NDArray[np.int64]:
