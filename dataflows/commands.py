@@ -65,6 +65,7 @@ def backfill_files(settings: Settings, paths: Sequence[Path], *, quiet: bool) ->
             offline=offline,
             dead_letters=dead_letters,
             topic=topic,
+            lateness=None if settings.late_event_policy == "hold" else settings.lateness,
         )
         return run_batch(plan, paths, progress)
 

@@ -29,9 +29,9 @@ def run_signals(settings: Settings, cluster: Cluster) -> Summary:
     set_up(settings)
     sets = settings.feature_sets()
     with closing(bus_of(settings)) as bus, claimed(job := signals_job(settings, bus), cluster) as (recovery, lineage):
-        before = summary_of(recovery, sets)
+        before = summary_of(recovery, sets, settings.lateness)
         run_job(job, recovery, lineage, settings, cluster)
-        done = summary_of(recovery, sets).since(before)
+        done = summary_of(recovery, sets, settings.lateness).since(before)
         tell(Stopped(FLOW, done.record()))
         return done
 

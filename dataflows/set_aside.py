@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-import numpy as np
 import orjson
 
 from dataflows.observability.events import Late, Refused, tell
@@ -30,11 +29,12 @@ def late_messages(piece: Piece, topic: str) -> list[bytes]:
     """The piece's late events as messages for the late topic, in the order of the log."""
     if piece.batch is None or piece.late is None or not piece.originals:
         return []
-    index = np.flatnonzero(piece.late)
-    tell(_late(piece.batch, int(index[0]), "late", len(index), piece.originals[0]))
+    index = piece.set_aside
+    reason = "late" if piece.due is None else "too_old"
+    tell(_late(piece.batch, int(index[0]), reason, len(index), piece.originals[0]))
     out = []
     for i, original in zip(index.tolist(), piece.originals, strict=True):
-        out.append(late_message(original, topic, piece.batch, i, "late"))
+        out.append(late_message(original, topic, piece.batch, i, reason))
     return out
 
 

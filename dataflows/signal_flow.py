@@ -19,7 +19,7 @@ from dataflows.set_aside import late_at_shard_messages, late_messages, letters_o
 from dataflows.signal_source import SignalSource, SourcePlan
 from operators.intake import Piece
 from operators.rows import closed_by_spec
-from operators.shard import shard_keys, split
+from operators.shard import shard_keys, split, split_due
 from operators.watermark import Status
 from operators.windows import Shard
 from stores.sinks import DeadLetterSink, LogSink, OfflineSink, OnlineSink
@@ -28,9 +28,13 @@ from stores.writers import OfflineWriter, Rows
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from dataflows.buses.port import WritableBus
     from operators.feature_sets import FeatureSets
     from operators.records import DeadLetter, RowBlock, SignalBatch
+    from operators.retained import Lateness
     from operators.watermark import Tick
     from operators.windows import LateAtShard
     from stores.deadletters.port import DeadLetters
@@ -64,11 +68,15 @@ class SignalPlan:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one shard gets of a piece: its signals, and how far the partition has come."""
+    """What one shard gets of a piece: its signals, and how far the partition has come.
+
+    corrections: late signals, and int64 (n,), from when on each counts.
+    """
 
     tick: Tick
     known: tuple[str, ...]
     batch: SignalBatch | None
+    corrections: tuple[SignalBatch, NDArray[np.int64]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +90,10 @@ class Closed:
 class WindowsLogic(StatefulBatchLogic["Share", "Closed", bytes]):
     """One shard as Bytewax sees it: it never flushes on its own, and its snapshot is bytes."""
 
-    def __init__(self, sets: FeatureSets, resume: bytes | None) -> None:
+    def __init__(self, sets: FeatureSets, resume: bytes | None, lateness: Lateness | None = None) -> None:
         """resume: what `snapshot` returned."""
         self._sets = sets
-        self._shard = Shard(sets, resume)
+        self._shard = Shard(sets, resume, lateness)
 
     def on_batch(self, values: list[Share]) -> tuple[Iterable[Closed], bool]:
         """Take shares in order, then close what the watermark has passed."""
@@ -93,8 +101,7 @@ class WindowsLogic(StatefulBatchLogic["Share", "Closed", bytes]):
         late: list[LateAtShard] = []
         try:
             for share in values:
-                below = self._shard.push(share.batch, share.tick, share.known)
-                late += [] if below is None else [below]
+                late += self._take(share)
             blocks = self._shard.advance()
         except Exception as error:
             tell(Failed("windows", *_place(share), error))
@@ -103,6 +110,12 @@ class WindowsLogic(StatefulBatchLogic["Share", "Closed", bytes]):
         ended = any(s.tick.status is Status.ENDED for s in values)
         self._tell_closed(blocks)
         return [Closed(Rows(tuple(blocks), final=silent, ended=ended), tuple(late))], False
+
+    def _take(self, share: Share) -> list[LateAtShard]:
+        """Take what there is; return what is set aside."""
+        older = None if share.corrections is None else self._shard.correct(*share.corrections)
+        below = self._shard.push(share.batch, share.tick, share.known)
+        return [late for late in (older, below) if late is not None]
 
     def on_eof(self) -> tuple[Iterable[Closed], bool]:
         """The run stops here, not the log: windows stay open; the stores need not wait for more rows."""
@@ -133,7 +146,7 @@ def build(plan: SignalPlan) -> Dataflow:
     op.output("dead_letters", refused, DeadLetterSink(plan.dead_letters, failed))
 
     shares = op.flat_map_batch("split", pieces, _logged("split", lambda p: _shares(p, keys)))
-    closed = op.stateful_batch("windows", shares, lambda resume: WindowsLogic(source.sets, resume))
+    closed = op.stateful_batch("windows", shares, lambda resume: WindowsLogic(source.sets, resume, source.lateness))
 
     late_there = op.flat_map_batch("late_at_partition", pieces, _logged("late", lambda p: _late_there(p, source.topic)))
     late_here = op.flat_map_batch("late_at_shard", closed, _logged("late", lambda c: _late_here(c, plan)))
@@ -200,7 +213,8 @@ def _shares(piece: Piece, keys: tuple[str, ...]) -> list[tuple[str, Share]]:
     if piece.batch is None or piece.late is None or len(piece.batch) == 0:
         return [(key, Share(piece.tick, piece.known, None)) for key in keys]
     parts = split(piece.batch, piece.late, len(keys))
-    return [(key, Share(piece.tick, piece.known, part)) for key, part in zip(keys, parts, strict=True)]
+    late = [None] * len(keys) if piece.due is None else split_due(piece.batch, piece.due, len(keys))
+    return [(k, Share(piece.tick, piece.known, part, some)) for k, part, some in zip(keys, parts, late, strict=True)]
 
 
 def _late_there(piece: Piece, topic: str) -> list[tuple[str, list[bytes]]]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from dataflows.buses.port import Bus, PartitionReader
     from operators.feature_sets import FeatureSets
     from operators.records import RawChunk
+    from operators.retained import Lateness
 
 SLOTS = 12
 """Fixed for a recovery folder; 12 so that 1, 2, 3, 4, 6 and 12 workers get the same share."""
@@ -52,6 +53,7 @@ _STRETCH_EVENTS_MAX = 1 << 20
 class SourcePlan:
     """What every slot needs to know. bound_us, idle_s: see WATERMARK_SECONDS, WATERMARK_IDLE_SECONDS.
 
+    lateness: what late events may still change, None under LATE_EVENT_POLICY=drop.
     now: a monotonic clock, seconds; it decides when to look for partitions, and which are idle.
     """
 
@@ -65,6 +67,7 @@ class SourcePlan:
     follow: bool
     stop: Event
     epoch_s: float | None
+    lateness: Lateness | None = None
     now: Callable[[], float] = time.monotonic
 
 
@@ -108,7 +111,7 @@ class Feed:
         """Open the partition where `state` says, or at its beginning."""
         position = None if state is None else cast("dict[str, object]", state["position"])
         self.reader: PartitionReader = plan.bus.reader(plan.topic, partition, position)
-        self.intake = Intake(partition, decoder, plan.bound_us, state)
+        self.intake = Intake(partition, decoder, plan.bound_us, state, plan.lateness)
         self.status = Status.LIVE
         self.caught_up = False
         self.waits = False

@@ -99,6 +99,7 @@ def identity_of(settings: Settings, sets: FeatureSets) -> dict[str, object]:
         "EXACTLY_ONCE_SINK": settings.exactly_once_sink,
         "SIGNAL_SHARDS": settings.signal_shards,
         "WATERMARK_SECONDS": settings.watermark_seconds,
+        **_policy_of(settings),
         "slots": SLOTS,
         "writers": OFFLINE_WRITERS,
         "feature set": {f"`{s.name}` version {s.version}": asdict(s) for s in sets.sets},
@@ -118,6 +119,7 @@ def signal_plan(settings: Settings, sets: FeatureSets, engine: Engine, bus: Bus)
         follow=settings.bus_follow,
         stop=STOP,
         epoch_s=engine.epoch_s if engine.workers > 1 else None,
+        lateness=settings.lateness,
     )
     return SignalPlan(
         source=source,
@@ -131,6 +133,16 @@ def signal_plan(settings: Settings, sets: FeatureSets, engine: Engine, bus: Bus)
         durable=engine.durable,
         staged=settings.exactly_once_sink,
     )
+
+
+def _policy_of(settings: Settings) -> dict[str, object]:
+    """The policy for late events and what belongs to it; nothing for the first one that there was."""
+    if settings.late_event_policy == "drop":
+        return {}
+    return {
+        "LATE_EVENT_POLICY": settings.late_event_policy,
+        "ALLOWED_LATENESS_SECONDS": settings.allowed_lateness_seconds,
+    }
 
 
 def _sqlite(path: Path) -> str:

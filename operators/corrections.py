@@ -20,7 +20,7 @@ from operators.kernels import STATISTICS_COUNT
 from operators.order import Pending, chosen, concatenate
 from operators.records import Revisions, RowBlock
 from operators.replay import Replay, numbered
-from operators.retained import NOTHING, Emitted, Retained, chosen_rows
+from operators.retained import Emitted, Retained, chosen_rows, joined_rows
 from operators.revisions import column
 from operators.rows import content_hashes
 from operators.window_loops import NEVER, ROW_END, ROW_ENTITY, ROW_SPEC, ROW_START
@@ -153,7 +153,7 @@ class Restating:
         pairs = zip(self._windows, replay.windows, strict=True)
         upcoming = min(live.put(again.entity, anew.state, mine) for live, anew in pairs)
         causes = _causes(again, partitions)
-        before = Emitted(*(np.concatenate(c) for c in zip(NOTHING, *replay.emitted, strict=True)))
+        before = joined_rows(replay.emitted)
         revised = []
         for index in range(len(self._sets)):
             after = [b for b in replay.blocks if b.set_index == index]

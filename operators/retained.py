@@ -78,6 +78,11 @@ def chosen_rows(r: Emitted, pick: NDArray[np.int64] | NDArray[np.bool_]) -> Emit
     return Emitted(r.entity[pick], r.spec[pick], r.start[pick], r.end[pick], r.revision[pick], r.hashes[pick])
 
 
+def joined_rows(parts: Sequence[Emitted]) -> Emitted:
+    """Return the parts end to end."""
+    return Emitted(*(np.concatenate(c) for c in zip(NOTHING, *parts, strict=True)))
+
+
 @dataclass(slots=True)
 class Segment:
     """Event time from `start` up to the next segment. states: of every set, as of `start`."""
@@ -100,7 +105,7 @@ class Segment:
     def emit(self, rows: Emitted) -> None:
         """Take note of rows that are out."""
         if self.rows and len(self.rows[-1].end) + len(rows.end) <= _SMALL_EVENTS:
-            self.rows[-1] = Emitted(*(np.concatenate(pair) for pair in zip(self.rows[-1], rows, strict=True)))
+            self.rows[-1] = joined_rows([self.rows[-1], rows])
         elif len(rows.end):
             self.rows.append(rows)
 

@@ -47,8 +47,8 @@ class LateAtShard:
     """Events that their partition accepted but that lie below the shard's watermark.
 
     reason: `idle` (their partition had been left out of the minimum), `closed` (an earlier run ended
-    there and closed its windows) or `retention` (what they would change is not kept any more). watermark: of the
-    shard, microseconds.
+    there and closed its windows), `retention` (what they would change is not kept any more, since there was too much
+    of it) or `too_old` (the same of those that were held and released). watermark: of the shard, microseconds.
     """
 
     events: SignalBatch
@@ -134,7 +134,8 @@ class Shard:
         old = batch.event_time < restating.edge
         late = None
         if old.any():
-            late = LateAtShard(take(batch, np.flatnonzero(old)), "retention", now)
+            reason = "too_old" if released else "retention"
+            late = LateAtShard(take(batch, np.flatnonzero(old)), reason, now)
             self.counts.late += 0 if released else len(late.events)
             due = None if due is None else due[~old]
             batch = take(batch, np.flatnonzero(~old))

@@ -105,7 +105,7 @@ def a_file(place: Place) -> str:
 WRONG_SETTINGS = [
     ("WATERMARK_SECONDS", "abc", "WATERMARK_SECONDS is `abc`"),
     ("STREAM_BATCH_SIZE", "0", "STREAM_BATCH_SIZE is `0`"),
-    ("LATE_EVENT_POLICY", "hold", "does not know `hold` yet; `drop` is allowed"),
+    ("LATE_EVENT_POLICY", "ignore", "'drop'"),
     ("ONLINE_STORE", "redis", "'feast' or 'none'"),
     ("FEATURE_SETS_PATH", "nowhere.toml", "FEATURE_SETS_PATH `nowhere.toml` cannot be read: No such file"),
     ("OFFLINE_DATA_PATH", "FILE", "cannot be written to"),

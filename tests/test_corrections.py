@@ -122,7 +122,7 @@ def run(
     bound: int = BOUND,
     cuts: list[int] | None = None,
     restart_at: int = -1,
-    check: bool = False,
+    check_at: int = -1,
 ) -> Run:
     """Run a log in pieces: cut where the partition changes, and at `cuts`."""
     out = Run(tuple(sorted({e.partition for e in log})), late, bound)
@@ -132,7 +132,7 @@ def run(
         if number == restart_at:
             out.restart()
         out.feed([event for _, event in group])
-        if check:
+        if number == check_at:
             out.check_conservation()
     out.end()
     return out
@@ -147,8 +147,9 @@ def history(done: Run) -> dict[Place, list[Revision]]:
             created = table["created_at"].cast(pa.int64()).to_pylist()
             for record, start, end, known, made in zip(table.to_pylist(), *times, created, strict=True):
                 assert made == end + record["revision"]
-                columns = (record[c] for c in ("supersedes", "cause", "retracted", "content_hash"))
-                out[index, spec, record["entity_id"], end].append(Revision(record["revision"], known, *columns, start))
+                cause, retracted, content = (record[c] for c in ("cause", "retracted", "content_hash"))
+                row = Revision(record["revision"], known, record["supersedes"], cause, retracted, content, start)
+                out[index, spec, record["entity_id"], end].append(row)
     return {place: sorted(revisions) for place, revisions in out.items()}
 
 
@@ -173,15 +174,17 @@ def check_chains(rows: dict[Place, list[Revision]]) -> None:
             assert str(after.cause).startswith("late p-")
 
 
-@given(logs(events_max=80, span=40), st.sampled_from([0.0, 3.0, 20.0]), st.sampled_from([64, 1 << 20]))
+@given(
+    logs(events_max=80, span=40), st.sampled_from([0.0, 3.0, 20.0]), st.sampled_from([64, 1 << 20]), st.integers(0, 60)
+)
 def test_final_rows_are_those_of_a_run_in_which_nothing_is_late(
-    log: list[Event], allowed_s: float, event_bytes: int
+    log: list[Event], allowed_s: float, event_bytes: int, check_at: int
 ) -> None:
     """Whatever comes late within the limit, the newest revisions are the rows of a batch that waits for everything."""
     late = lateness(allowed_s, events_max=1 << 20)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("operators.retained._EVENT_BYTES", event_bytes)  # whatever the segments
-        done = run(log, late, check=True)
+        done = run(log, late, check_at=check_at)
     judged = [e for e in log if not is_too_old(log, e, late.allowed_us)]
     whole = run(judged, None, bound=WIDE)
     rows = history(done)
