@@ -42,7 +42,7 @@ app = _group(
 )
 backfill = _group("Compute history from complete files, or write it to files.")
 dlq = _group("Look at refused inputs, replay or drop them.")
-late = _group("Look at events that came after their watermark.")
+late = _group("Look at events that came after their watermark; release or drop those that are held.")
 verify = _group("Hold what was written against what it was made from.")
 app.add_typer(backfill, name="backfill")
 app.command()(cli_documents.documents)
@@ -53,6 +53,9 @@ app.add_typer(verify, name="verify")
 verify.command("documents")(cli_documents.verify_documents)
 
 Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Which ones, as `headrace dlq list` shows them.")]
+HeldIds = Annotated[
+    list[str] | None, typer.Argument(metavar="ID", help="Which ones, as `headrace late list` shows them.")
+]
 All = Annotated[bool, typer.Option("--all", help="All of them.")]
 
 
@@ -300,13 +303,17 @@ def dlq_drop(
 def late_list(
     *,
     limit: Limit = 50,
+    reason: Annotated[str | None, typer.Option(metavar="WORD", help="Only those set aside for this reason.")] = None,
     json: Json = False,
 ) -> None:
-    """List late events as they were set aside, without payloads."""
-    from dataflows.commands import late_events
-    from dataflows.config import load_settings
+    """List late events as they were set aside, without payloads.
 
-    found, total = late_events(load_settings(), limit=limit)
+    With LATE_EVENT_POLICY=hold those that are held; else those on the late topic.
+    """
+    from dataflows.config import load_settings
+    from dataflows.late_commands import late_events
+
+    found, total = late_events(load_settings(), limit=limit, reason=reason)
     if json:
         print_json(found)
     else:
@@ -315,8 +322,41 @@ def late_list(
         show_late(found, total)
 
 
-def _some(ids: list[str] | None, *, everything: bool) -> list[str] | None:
+@late.command("release")
+def late_release(
+    ids: HeldIds = None,
+    *,
+    everything: All = False,
+    json: Json = False,
+) -> None:
+    """Apply held events as corrections.
+
+    The running flow takes them up within a second or two, or the next run does: rows that they change come again as
+    revisions. What is older than ALLOWED_LATENESS_SECONDS allows goes to the late topic.
+    """
+    from dataflows.config import load_settings
+    from dataflows.late_commands import release_held
+
+    some = _some(ids, "late", everything=everything)
+    print_summary({"released": release_held(load_settings(), some)}, json=json)
+
+
+@late.command("drop")
+def late_drop(
+    ids: HeldIds = None,
+    *,
+    everything: All = False,
+    json: Json = False,
+) -> None:
+    """Drop held events for good; they stay counted as late."""
+    from dataflows.config import load_settings
+    from dataflows.late_commands import drop_held
+
+    print_summary({"dropped": drop_held(load_settings(), _some(ids, "late", everything=everything))}, json=json)
+
+
+def _some(ids: list[str] | None, group: str = "dlq", *, everything: bool) -> list[str] | None:
     """The ids that were named, or None for all. Naming none is no way to mean all."""
     if bool(ids) == everything:
-        raise ConfigError("name the IDs that `headrace dlq list` shows, or pass --all, not both")
+        raise ConfigError(f"name the IDs that `headrace {group} list` shows, or pass --all, not both")
     return ids or None

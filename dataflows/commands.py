@@ -8,8 +8,6 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-import orjson
-
 from dataflows.batch import BatchPlan, run_batch
 from dataflows.display import progress_bar
 from dataflows.document_wiring import metadata_as_it_is
@@ -18,7 +16,7 @@ from dataflows.observability.logs import set_up_logs
 from dataflows.wiring import dead_letters_of, features_of, local_bus_of, offline_of
 from operators.document_tasks import DOCUMENT_STAGES
 from operators.documents import doc_id
-from operators.errors import ConfigError, CorruptStoreError
+from operators.errors import ConfigError
 from stores.deadletters.port import LetterFilter
 from stores.features.port import views_of
 from stores.metadata.records import Delete
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from dataflows.buses.port import Bus
     from dataflows.config import Settings
     from dataflows.summary import Summary
     from operators.records import DeadLetter
@@ -36,7 +33,6 @@ if TYPE_CHECKING:
     from stores.offline.port import Withheld
 
 _PAGE = 1000
-_SCAN_EVENTS = 4096
 REPLAY_PARTITION = "replayed-0"
 
 
@@ -88,7 +84,7 @@ def online_rows(settings: Settings, entity: str) -> list[dict[str, object]]:
                         "feature_set": view.feature_set.name,
                         "version": view.feature_set.version,
                         "window": view.window.text,
-                        "event_time": _time(row.event_time_us),
+                        "event_time": time_text(row.event_time_us),
                         **row.values,
                     }
                 )
@@ -110,7 +106,7 @@ def letters(settings: Settings, *, limit: int, reason: str | None) -> tuple[list
         found = [
             {
                 "id": head.letter_id,
-                "time": _time(head.time_us),
+                "time": time_text(head.time_us),
                 "stage": head.stage,
                 "reason": head.reason,
                 "source": head.source,
@@ -136,7 +132,7 @@ def letter(settings: Settings, letter_id: str) -> dict[str, object]:
     exact = text.encode() == found.original
     return {
         "id": record.pop("letter_id"),
-        "time": _time(record.pop("time_us")),
+        "time": time_text(record.pop("time_us")),
         **record,
         "original": text,
         "original_base64": None if exact else base64.b64encode(found.original).decode(),
@@ -199,48 +195,6 @@ def drop_letters(settings: Settings, ids: Sequence[str] | None) -> int:
         return sum(store.drop(page) for page in _pages(store, ids))
 
 
-def late_events(settings: Settings, *, limit: int) -> tuple[list[dict[str, object]], int]:
-    """The first late events, without their payloads, and how many there are in all.
-
-    A run that started anew has set the same ones aside again: each is told once.
-    Raises CorruptStoreError if the late topic holds anything else.
-    """
-    found: list[dict[str, object]] = []
-    seen: set[object] = set()
-    for message in _messages(local_bus_of(settings), settings.topic_late):
-        event = _late_event(message, settings.topic_late)
-        if event["id"] not in seen and len(found) < limit:
-            found.append(event)
-        seen.add(event["id"])
-    return found, len(seen)
-
-
-def _late_event(message: bytes, topic: str) -> dict[str, object]:
-    try:
-        event = orjson.loads(message)
-        signal = event["data"]
-        return {
-            "id": str(event["id"]),
-            "reason": event["reason"],
-            "partition": event["partition"],
-            "offset": int(event["offset"]),
-            "entity_id": signal["entity_id"],
-            "event_time": signal["event_time"],
-            "sequence": signal["sequence"],
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise CorruptStoreError(
-            f"topic `{topic}` holds a message that is no late event; move what others wrote away from it"
-        ) from error
-
-
-def _messages(bus: Bus, topic: str) -> Iterator[bytes]:
-    for partition in bus.partitions(topic):
-        with closing(bus.reader(topic, partition, None)) as reader:
-            while (chunk := reader.poll(_SCAN_EVENTS)) is not None:
-                yield from (chunk.message(i) for i in range(len(chunk.lengths)))
-
-
 def _pages(store: DeadLetters, ids: Sequence[str] | None) -> Iterator[list[str]]:
     """The ids in pages; None means every letter that is there now."""
     if ids is not None:
@@ -255,6 +209,6 @@ def _pages(store: DeadLetters, ids: Sequence[str] | None) -> Iterator[list[str]]
         yield [h.letter_id for h in heads]
 
 
-def _time(time_us: int) -> str:
+def time_text(time_us: int) -> str:
     """RFC 3339 in UTC."""
     return datetime.fromtimestamp(time_us // 1_000_000, UTC).replace(microsecond=time_us % 1_000_000).isoformat()

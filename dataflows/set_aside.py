@@ -12,6 +12,7 @@ from operators.errors import SkippableError
 from operators.records import DeadLetter
 from operators.signal_rules import open_document
 from stores.deadletters.port import letter_id
+from stores.holding.port import HeldEvent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +45,30 @@ def late_at_shard_messages(late: LateAtShard, topic: str, bus: Bus) -> list[byte
     originals = [bus.fetch(topic, events.partition, offset) for offset in events.offset.tolist()]
     tell(_late(events, 0, late.reason, len(events), originals[0]))
     return [late_message(original, topic, events, i, late.reason) for i, original in enumerate(originals)]
+
+
+def held_events(piece: Piece, topic: str) -> list[HeldEvent]:
+    """The piece's late events as they are held, in the order of the log."""
+    index = piece.set_aside
+    if piece.batch is None or not piece.originals:
+        return []
+    tell(_late(piece.batch, int(index[0]), "late", len(index), piece.originals[0]))
+    pairs = zip(index.tolist(), piece.originals, strict=True)
+    return [_held(original, topic, piece.batch, i, "late", piece.tick.watermark) for i, original in pairs]
+
+
+def held_at_shard(late: LateAtShard, topic: str, bus: Bus) -> list[HeldEvent]:
+    """Events that came below their shard's watermark, their originals fetched from the bus again."""
+    events = late.events
+    originals = [bus.fetch(topic, events.partition, offset) for offset in events.offset.tolist()]
+    tell(_late(events, 0, late.reason, len(events), originals[0]))
+    return [_held(o, topic, events, i, late.reason, late.watermark) for i, o in enumerate(originals)]
+
+
+def _held(original: bytes, topic: str, batch: SignalBatch, index: int, reason: str, watermark: int) -> HeldEvent:
+    place = (topic, batch.partition, int(batch.offset[index]), reason, watermark)
+    signal = (batch.entity(index), int(batch.event_time[index]), int(batch.sequence[index]))
+    return HeldEvent(*place, *signal, original)
 
 
 def late_message(original: bytes, topic: str, batch: SignalBatch, index: int, reason: str) -> bytes:

@@ -11,24 +11,31 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import bytewax.operators as op
+import numpy as np
 from bytewax.dataflow import Dataflow
 from bytewax.operators import StatefulBatchLogic
 
 from dataflows.observability.events import DeadLettersOpened, Failed, WindowsClosed, tell
-from dataflows.set_aside import late_at_shard_messages, late_messages, letters_of, tell_refused
+from dataflows.set_aside import (
+    held_at_shard,
+    held_events,
+    late_at_shard_messages,
+    late_messages,
+    letters_of,
+    tell_refused,
+)
 from dataflows.signal_source import SignalSource, SourcePlan
 from operators.intake import Piece
 from operators.rows import closed_by_spec
 from operators.shard import shard_keys, split, split_due
 from operators.watermark import Status
 from operators.windows import Shard
-from stores.sinks import DeadLetterSink, LogSink, OfflineSink, OnlineSink
+from stores.sinks import DeadLetterSink, HoldingSink, LogSink, OfflineSink, OnlineSink
 from stores.writers import OfflineWriter, Rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from dataflows.buses.port import WritableBus
@@ -39,6 +46,7 @@ if TYPE_CHECKING:
     from operators.windows import LateAtShard
     from stores.deadletters.port import DeadLetters
     from stores.features.port import Features
+    from stores.holding.port import HeldEvent
     from stores.offline.port import OfflineStore
 
 Taken = TypeVar("Taken")
@@ -70,13 +78,15 @@ class SignalPlan:
 class Share:
     """What one shard gets of a piece: its signals, and how far the partition has come.
 
-    corrections: late signals, and int64 (n,), from when on each counts.
+    corrections: late signals, and int64 (n,), from when on each counts. released: late ones that
+    were held.
     """
 
     tick: Tick
     known: tuple[str, ...]
     batch: SignalBatch | None
     corrections: tuple[SignalBatch, NDArray[np.int64]] | None = None
+    released: tuple[SignalBatch, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +124,9 @@ class WindowsLogic(StatefulBatchLogic["Share", "Closed", bytes]):
     def _take(self, share: Share) -> list[LateAtShard]:
         """Take what there is; return what is set aside."""
         older = None if share.corrections is None else self._shard.correct(*share.corrections)
+        held = [self._shard.correct(batch, released=True) for batch in share.released if len(batch)]
         below = self._shard.push(share.batch, share.tick, share.known)
-        return [late for late in (older, below) if late is not None]
+        return [late for late in (older, *held, below) if late is not None]
 
     def on_eof(self) -> tuple[Iterable[Closed], bool]:
         """The run stops here, not the log: windows stay open; the stores need not wait for more rows."""
@@ -148,9 +159,15 @@ def build(plan: SignalPlan) -> Dataflow:
     shares = op.flat_map_batch("split", pieces, _logged("split", lambda p: _shares(p, keys)))
     closed = op.stateful_batch("windows", shares, lambda resume: WindowsLogic(source.sets, resume, source.lateness))
 
-    late_there = op.flat_map_batch("late_at_partition", pieces, _logged("late", lambda p: _late_there(p, source.topic)))
+    late_there = op.flat_map_batch("late_at_partition", pieces, _logged("late", lambda p: _late_there(p, plan)))
     late_here = op.flat_map_batch("late_at_shard", closed, _logged("late", lambda c: _late_here(c, plan)))
     late = op.merge("late_events", late_there, late_here)
+    if source.holding is not None:
+        held_there = op.flat_map_batch(
+            "held_at_partition", pieces, _logged("hold", lambda p: _held_there(p, source.topic))
+        )
+        held_here = op.flat_map_batch("held_at_shard", closed, _logged("hold", lambda c: _held_here(c, plan)))
+        op.output("holding", op.merge("held_events", held_there, held_here), HoldingSink(source.holding, failed))
 
     def append(messages: list[bytes], at: int) -> int:
         return plan.late_bus.append(plan.topic_late, plan.lineage, messages, at=at)
@@ -210,6 +227,10 @@ def _refused(piece: Piece, topic: str) -> list[tuple[str, list[DeadLetter]]]:
 
 
 def _shares(piece: Piece, keys: tuple[str, ...]) -> list[tuple[str, Share]]:
+    if piece.released:
+        cut = [split(batch, np.zeros(len(batch), np.bool_), len(keys)) for batch in piece.released]
+        parts_of = zip(keys, zip(*cut, strict=True), strict=True)
+        return [(key, Share(piece.tick, piece.known, None, released=parts)) for key, parts in parts_of]
     if piece.batch is None or piece.late is None or len(piece.batch) == 0:
         return [(key, Share(piece.tick, piece.known, None)) for key in keys]
     parts = split(piece.batch, piece.late, len(keys))
@@ -217,9 +238,9 @@ def _shares(piece: Piece, keys: tuple[str, ...]) -> list[tuple[str, Share]]:
     return [(k, Share(piece.tick, piece.known, part, some)) for k, part, some in zip(keys, parts, late, strict=True)]
 
 
-def _late_there(piece: Piece, topic: str) -> list[tuple[str, list[bytes]]]:
+def _late_there(piece: Piece, plan: SignalPlan) -> list[tuple[str, list[bytes]]]:
     """Late by their partition's own watermark; always one item, so that the log's writer is awake."""
-    return [("log", late_messages(piece, topic))]
+    return [("log", [] if plan.source.holding is not None else late_messages(piece, plan.source.topic))]
 
 
 def _late_here(pair: tuple[str, Closed], plan: SignalPlan) -> list[tuple[str, list[bytes]]]:
@@ -227,5 +248,20 @@ def _late_here(pair: tuple[str, Closed], plan: SignalPlan) -> list[tuple[str, li
     source = plan.source
     messages: list[bytes] = []
     for late in pair[1].late:
+        if plan.source.holding is not None and late.reason != "too_old":
+            continue
         messages += late_at_shard_messages(late, source.topic, source.bus)
     return [("log", messages)] if messages else []
+
+
+def _held_there(piece: Piece, topic: str) -> list[tuple[str, list[HeldEvent]]]:
+    held = held_events(piece, topic)
+    return [("held", held)] if held else []
+
+
+def _held_here(pair: tuple[str, Closed], plan: SignalPlan) -> list[tuple[str, list[HeldEvent]]]:
+    """Those that were released once and are too old go to the late topic."""
+    source = plan.source
+    late = [some for some in pair[1].late if some.reason != "too_old"]
+    held = [event for some in late for event in held_at_shard(some, source.topic, source.bus)]
+    return [("held", held)] if held else []

@@ -18,6 +18,7 @@ from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 
 from dataflows.epoch_sync import EpochSync
 from dataflows.observability.events import Failed, PartitionStatus, PieceRead, tell
+from dataflows.released import RELEASED, ReleasedEvents
 from operators.decode import Decoder
 from operators.intake import Intake, Piece
 from operators.records import NO_WATERMARK
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from operators.feature_sets import FeatureSets
     from operators.records import RawChunk
     from operators.retained import Lateness
+    from stores.holding.port import Holding
 
 SLOTS = 12
 """Fixed for a recovery folder; 12 so that 1, 2, 3, 4, 6 and 12 workers get the same share."""
@@ -53,7 +55,7 @@ _STRETCH_EVENTS_MAX = 1 << 20
 class SourcePlan:
     """What every slot needs to know. bound_us, idle_s: see WATERMARK_SECONDS, WATERMARK_IDLE_SECONDS.
 
-    lateness: what late events may still change, None under LATE_EVENT_POLICY=drop.
+    lateness: what late events may still change, None under LATE_EVENT_POLICY=drop. holding: under `hold`.
     now: a monotonic clock, seconds; it decides when to look for partitions, and which are idle.
     """
 
@@ -68,6 +70,7 @@ class SourcePlan:
     stop: Event
     epoch_s: float | None
     lateness: Lateness | None = None
+    holding: Holding | None = None
     now: Callable[[], float] = time.monotonic
 
 
@@ -145,6 +148,10 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
         self._sync = None if plan.epoch_s is None else EpochSync(plan.epoch_s, plan.now)
         self._at: Feed | None = None
         saved = {} if resume is None else cast("dict[str, dict[str, object]]", orjson.loads(resume))
+        state = saved.pop(RELEASED, None)
+        mine = plan.holding if slot == 0 else None
+        self._released = None if mine is None else ReleasedEvents(mine, self._decoder, state)
+        self._released_at = plan.now() - _LISTING_S
         for partition, state in saved.items():
             self._open(partition, state)
         self._discover()
@@ -157,7 +164,7 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
         try:
             if self._plan.follow:
                 self._discover()
-            pieces = self._fetch_until(until)
+            pieces = self._take_released() or self._fetch_until(until)
             if not pieces:
                 pieces = self._quiet()
         except StopIteration:
@@ -184,7 +191,10 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
             self._sync.snapped()
         self._epochs_silent += 1
         self._tick_due = self._epochs_silent <= _EPOCHS_TO_SETTLE
-        return orjson.dumps({p: f.state() for p, f in sorted(self._feeds.items())})
+        states = {p: f.state() for p, f in sorted(self._feeds.items())}
+        if self._released is not None:
+            states[RELEASED] = self._released.state()
+        return orjson.dumps(states)
 
     def close(self) -> None:
         """Close the files."""
@@ -204,13 +214,25 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
             return
         self._listed_at = now
         known = self._plan.bus.partitions(self._plan.topic)
-        if known == self._known:
+        beside = () if self._plan.holding is None else (RELEASED,)
+        if (*known, *beside) == self._known:
             return
-        self._known = tuple(sorted({*known, *self._feeds}))
+        self._known = (*sorted({*known, *self._feeds}), *beside)
         for partition in known:
             if partition not in self._feeds and slot_of(partition) == self._slot:
                 self._open(partition, None)
                 self._tick_due = True
+
+    def _take_released(self) -> list[Piece]:
+        """What was released since the last look, once in a while."""
+        now = self._plan.now()
+        if self._released is None or now - self._released_at < _LISTING_S:
+            return []
+        self._released_at = now
+        pieces = self._released.take(self._known, follow=self._plan.follow)
+        if pieces:
+            self._epochs_silent = 0
+        return pieces
 
     def _fetch_until(self, until: float) -> list[Piece]:
         """Read one chunk, and more as long as it is not yet `until` and there is more."""

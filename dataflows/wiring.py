@@ -14,6 +14,7 @@ from dataflows.signal_source import SLOTS, SourcePlan
 from operators.errors import ConfigError
 from stores.deadletters import open_dead_letters
 from stores.features import open_features, views_of
+from stores.holding import open_holding
 from stores.offline import open_offline
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from operators.feature_sets import FeatureSets
     from stores.deadletters.port import DeadLetters
     from stores.features.port import Features
+    from stores.holding.port import Holding
     from stores.offline.port import OfflineStore
 
 
@@ -77,6 +79,11 @@ def dead_letters_of(settings: Settings) -> DeadLetters:
     return open_dead_letters(_sqlite(settings.bus_dir / settings.topic_dlq / "deadletters.db"))
 
 
+def holding_of(settings: Settings) -> Holding:
+    """The store of the held events: a file in the late topic's folder on the bus."""
+    return open_holding(_sqlite(settings.bus_dir / settings.topic_late / "holding.db"))
+
+
 def features_of(settings: Settings, sets: FeatureSets) -> Features | None:
     """The online store, prepared for the views of the sets; None if ONLINE_STORE=none.
 
@@ -120,6 +127,7 @@ def signal_plan(settings: Settings, sets: FeatureSets, engine: Engine, bus: Bus)
         stop=STOP,
         epoch_s=engine.epoch_s if engine.workers > 1 else None,
         lateness=settings.lateness,
+        holding=holding_of(settings) if settings.late_event_policy == "hold" else None,
     )
     return SignalPlan(
         source=source,

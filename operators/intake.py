@@ -27,6 +27,7 @@ class Piece:
     due: int64 (len(batch),), when a late event counts, as a correction; NO_WATERMARK for one that is set aside and
         for one that is not late. None: no late event counts.
     originals: the messages of those that are set aside, in order. rejects: messages that are no signals.
+    released: late signals that were held and are to be applied now; they were counted when they came.
     """
 
     tick: Tick
@@ -36,6 +37,7 @@ class Piece:
     due: NDArray[np.int64] | None = None
     originals: tuple[bytes, ...] = ()
     rejects: tuple[Reject, ...] = ()
+    released: tuple[SignalBatch, ...] = ()
 
     @property
     def messages(self) -> int:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from operators.records import DeadLetter
     from stores.deadletters.port import DeadLetters
     from stores.features.port import Features
+    from stores.holding.port import HeldEvent, Holding
 
 Item = TypeVar("Item")
 Item_contra = TypeVar("Item_contra", contravariant=True)
@@ -141,7 +142,32 @@ class DeadLetterSink(FixedPartitionedSink[list["DeadLetter"], bytes]):
     ) -> StatefulSinkPartition[list[DeadLetter], bytes]:
         """Nothing to resume: the store is the state."""
         del resume_state
-        return _Part(step_id, for_part, self._failed, lambda: _DeadLetterWriter(self._store))
+        return _Part(step_id, for_part, self._failed, lambda: _AtOnceWriter(self._store.put))
+
+
+class HoldingSink(FixedPartitionedSink[list["HeldEvent"], bytes]):
+    """Late events to the holding store at once: a repeat has the same name and changes nothing."""
+
+    def __init__(self, store: Holding, failed: Failure) -> None:
+        """store: see Holding."""
+        self._store = store
+        self._failed = failed
+
+    def list_parts(self) -> list[str]:
+        """One writer."""
+        return ["held"]
+
+    def part_fn(self, item_key: str) -> int:
+        """Everything goes to the one writer."""
+        del item_key
+        return 0
+
+    def build_part(
+        self, step_id: str, for_part: str, resume_state: bytes | None
+    ) -> StatefulSinkPartition[list[HeldEvent], bytes]:
+        """Nothing to resume: the store is the state."""
+        del resume_state
+        return _Part(step_id, for_part, self._failed, lambda: _AtOnceWriter(self._store.put))
 
 
 class _Writer(Protocol[Item_contra]):
@@ -178,14 +204,14 @@ class _Part(StatefulSinkPartition[Item, bytes], Generic[Item]):
             raise
 
 
-class _DeadLetterWriter:
-    """Dead letters to their store at once: the store is the state."""
+class _AtOnceWriter(Generic[Item]):
+    """Items to their store at once: the store is the state."""
 
-    def __init__(self, store: DeadLetters) -> None:
-        self._store = store
+    def __init__(self, put: Callable[[list[Item]], int]) -> None:
+        self._put = put
 
-    def write(self, letters: list[DeadLetter]) -> None:
-        self._store.put(letters)
+    def write(self, items: list[Item]) -> None:
+        self._put(items)
 
     def snapshot(self) -> bytes:
         return b""
