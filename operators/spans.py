@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from operators.compiled import kernel
@@ -18,7 +19,8 @@ def gather_spans(
     ends = np.zeros(len(starts) + 1, np.int64)
     np.cumsum(lengths, out=ends[1:])
     size = int(ends[-1])
-    out = np.empty(size + _VECTOR, np.uint8)
+    # Arrow's pool keeps pages that were touched before: fresh ones would take longer than the copy.
+    out = np.frombuffer(pa.allocate_buffer(size + _VECTOR), np.uint8)
     view = np.ascontiguousarray(data).view()
     view.flags.writeable = False  # the one kind of array that the kernel is compiled for
     _gather(view, np.ascontiguousarray(starts, np.int64), ends, out)

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from threading import Condition
 from typing import TYPE_CHECKING, cast
 
-import numpy as np
 import pyarrow as pa
 
 from operators.packing import pack, unpack_meta
@@ -25,6 +24,7 @@ from stores.archive.columns import (
     Messages,
     Verdicts,
     by_day,
+    chosen,
     date_of,
     in_log_order,
     message_table,
@@ -37,8 +37,6 @@ from stores.writers import EPOCHS_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-
-    from numpy.typing import NDArray
 
     from stores.archive.port import Archive, StagedFile
 
@@ -60,9 +58,10 @@ _WAITING_BYTES_MAX = 32 << 20
 _FILES_MAX = 64
 """Open files of one writer: events of that many dates at once."""
 
-_VERDICT_BYTES = 32
+_MESSAGE_BYTES = 64
+"""What a message takes beside its own bytes, about."""
 
-_Piece = tuple[Messages | Verdicts, "NDArray[np.int64] | None"]
+_Piece = Messages | Verdicts
 _Group = tuple[ArchiveKey, str]
 
 
@@ -155,20 +154,17 @@ class ArchiveWriter:
     def write(self, messages: Messages) -> None:
         """Take the next messages of a partition, in the order of its log; the caller may use its buffer again."""
         self._check()
-        if len(messages) == 0:
-            return
-        mine = owned(messages)
-        mean = 1 + len(mine.raw.data) // len(mine)
-        for day, index in by_day(mine.day):
-            rows = len(mine) if index is None else len(index)
-            self._add((ArchiveKey("signals", date_of(day)), mine.raw.partition), (mine, index), rows, rows * mean)
+        for day, index in by_day(messages.day):
+            mine = owned(messages, index)
+            size_bytes = len(mine.raw.data) + _MESSAGE_BYTES * len(mine)
+            self._add((ArchiveKey("signals", date_of(day)), mine.raw.partition), mine, size_bytes)
 
     def judge(self, verdicts: Verdicts) -> None:
         """Take what was found out about messages, of this writer or of others, read in this epoch or earlier."""
         self._check()
         for day, index in by_day(verdicts.event_time // DAY_US):
-            rows = len(verdicts) if index is None else len(index)
-            self._add((ArchiveKey("verdicts", date_of(day)), ""), (verdicts, index), rows, rows * _VERDICT_BYTES)
+            mine = chosen(verdicts, index)
+            self._add((ArchiveKey("verdicts", date_of(day)), ""), mine, _MESSAGE_BYTES * len(mine))
 
     def snapshot(self) -> bytes:
         """Publish what the last snapshot staged, make durable what came since, and return the state."""
@@ -192,10 +188,10 @@ class ArchiveWriter:
         self._gather(0)
         self._publish()
 
-    def _add(self, group: _Group, piece: _Piece, rows: int, size_bytes: int) -> None:
+    def _add(self, group: _Group, piece: _Piece, size_bytes: int) -> None:
         waiting = self._waiting.setdefault(group, _Waiting())
         waiting.pieces.append(piece)
-        waiting.rows += rows
+        waiting.rows += len(piece)
         waiting.size_bytes += size_bytes
         self._waiting_bytes += size_bytes
         if waiting.rows >= GROUP_ROWS or waiting.size_bytes >= GROUP_BYTES:
@@ -265,7 +261,7 @@ class ArchiveWriter:
 
     def _append(self, key: ArchiveKey, pieces: Iterable[_Piece]) -> None:
         """Beside: write the pieces as row groups of the key's open file."""
-        tables = [_table(*piece) for piece in pieces]
+        tables = [_table(piece) for piece in pieces]
         rows = pa.concat_tables(tables) if key.kind == "signals" else in_log_order(tables)
         file, before = self._files.pop(key, (None, 0))
         if file is None:
@@ -293,5 +289,5 @@ class ArchiveWriter:
             self._files.popitem()[1][0].abandon()
 
 
-def _table(taken: Messages | Verdicts, index: NDArray[np.int64] | None) -> pa.Table:
-    return message_table(taken, index) if isinstance(taken, Messages) else verdict_table(taken, index)
+def _table(taken: _Piece) -> pa.Table:
+    return message_table(taken) if isinstance(taken, Messages) else verdict_table(taken)

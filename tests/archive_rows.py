@@ -63,7 +63,7 @@ def numbered(first: int, count: int, *, partition: str = "p0") -> Messages:
 def put(archive: Archive, writer: str, sequence: int, messages: Messages, key: ArchiveKey = DAY) -> Withheld:
     """Stage and publish at once; return what was withheld."""
     file = archive.stage(writer, sequence, key)
-    file.write(message_table(owned(messages), None))
+    file.write(message_table(owned(messages)))
     return archive.publish([file.finish()])
 
 
@@ -99,6 +99,11 @@ def outcomes(archive: Archive, selection: ArchiveSelection = ALL) -> dict[int, t
             assert offset not in found
             found[offset] = (verdict, reason)
     return found
+
+
+def taken_in(chunks: Iterable[RawChunk]) -> list[int]:
+    """When the bus took each message, -1 where it does not say."""
+    return [int(t) for c in chunks for t in (np.full(len(c.offsets), -1) if c.timestamps is None else c.timestamps)]
 
 
 def messages_in(chunks: Iterable[RawChunk]) -> list[tuple[int, bytes]]:

@@ -16,6 +16,8 @@ from stores.archive.port import FINAL, FIRST, MESSAGES, VERDICTS, First
 
 DAY_US = 86_400_000_000
 
+_TAKEN = MESSAGES.field("taken_at").type
+
 Late = tuple[NDArray[np.bool_], str]
 """Which of a decoder's signals are late, bool (signals,), and for which reason."""
 
@@ -92,64 +94,86 @@ def messages_of(raw: RawChunk, decoded: Decoded, late: Sequence[Late], newest: i
     return Messages(raw, time, day, batch.entity_data, ends, verdict, reason, tuple(words))
 
 
-def owned(messages: Messages) -> Messages:
-    """The same messages with bytes of their own, end to end: a reader may use its buffer again."""
+def owned(messages: Messages, index: NDArray[np.int64] | None = None) -> Messages:
+    """The messages `index` (int64 (m,), rising; None: all) with bytes of their own, end to end.
+
+    The reader of the others may use its buffer again.
+    """
     raw = messages.raw
-    data, ends = gather_spans(raw.data, raw.starts, raw.lengths)
-    return replace(messages, raw=replace(raw, data=data, starts=ends[:-1]))
+    if index is None:
+        data, ends = gather_spans(raw.data, raw.starts, raw.lengths)
+        return replace(messages, raw=replace(raw, data=data, starts=ends[:-1]))
+    data, ends = gather_spans(raw.data, raw.starts[index], raw.lengths[index])
+    taken = None if raw.timestamps is None else raw.timestamps[index]
+    names, name_ends = gather_bytes(messages.entity_data, messages.entity_offsets, index)
+    return Messages(
+        RawChunk(raw.partition, data, ends[:-1], raw.lengths[index], raw.offsets[index], taken),
+        messages.event_time[index],
+        messages.day[index],
+        names,
+        name_ends,
+        messages.verdict[index],
+        messages.reason[index],
+        messages.reasons,
+    )
+
+
+def chosen(verdicts: Verdicts, index: NDArray[np.int64] | None) -> Verdicts:
+    """The verdicts `index` (int64 (m,); None: all)."""
+    if index is None:
+        return verdicts
+    return Verdicts(
+        verdicts.partitions,
+        verdicts.partition[index],
+        verdicts.offset[index],
+        verdicts.event_time[index],
+        verdicts.verdict[index],
+        verdicts.known_at[index],
+        verdicts.reason,
+    )
 
 
 def by_day(day: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64] | None]]:
     """Yield each day with the places that have it, rising; None for the places where there is but one day."""
     if len(day) == 0:
         return
-    first, last = int(day.min()), int(day.max())
-    if first == last:
-        yield first, None
+    if day.min() == day.max():
+        yield int(day[0]), None
         return
-    for found in np.unique(day).tolist():
-        yield found, np.flatnonzero(day == found)
+    order = np.argsort(day, kind="stable")
+    for places in np.split(order, np.flatnonzero(np.diff(day[order])) + 1):
+        yield int(day[places[0]]), places
 
 
-def message_table(messages: Messages, index: NDArray[np.int64] | None) -> pa.Table:
-    """Return the messages `index` (int64 (m,), rising; None: all) as a table of MESSAGES, in their order.
-
-    messages: as `owned` gives them.
-    """
-    raw, places = messages.raw, slice(None) if index is None else index
-    n = len(messages) if index is None else len(index)
-    if index is None:
-        values = raw.data, np.append(raw.starts, len(raw.data))
-        first, last = messages.entity_offsets[[0, -1]]
-        names = messages.entity_data[first:last], messages.entity_offsets - first
-    else:
-        values = gather_spans(raw.data, raw.starts[index], raw.lengths[index])
-        names = gather_bytes(messages.entity_data, messages.entity_offsets, index)
-    alive = messages.verdict[places] != First.DEAD
-    valid = None if alive.all() else pa.py_buffer(np.packbits(alive, bitorder="little"))
+def message_table(messages: Messages) -> pa.Table:
+    """Return the messages, as `owned` gives them, as a table of MESSAGES in their order; nothing is copied."""
+    raw, taken, n = messages.raw, messages.raw.timestamps, len(messages)
+    alive = messages.verdict != First.DEAD
+    valid = None if alive.all() else _bitmap(alive)
+    first, last = messages.entity_offsets[[0, -1]]
     reasons = pa.array([None, *messages.reasons], pa.string())
     columns = [
         _words(np.zeros(n, np.int32), (raw.partition,)),
-        _column(pa.int64(), raw.offsets[places], None),
-        _column(TIMESTAMP, messages.event_time[places], valid),
-        _strings(pa.string(), *names, valid),
-        _words(messages.verdict[places], FIRST),
-        reasons.take(pa.array(messages.reason[places])),
-        _strings(pa.binary(), *values, None),
+        _column(pa.int64(), raw.offsets, None),
+        pa.nulls(n, _TAKEN) if taken is None else _column(_TAKEN, taken, _bitmap(taken >= 0)),
+        _column(TIMESTAMP, messages.event_time, valid),
+        _strings(pa.string(), messages.entity_data[first:last], messages.entity_offsets - first, valid),
+        _words(messages.verdict, FIRST),
+        reasons.take(pa.array(messages.reason)),
+        _strings(pa.binary(), raw.data, np.append(raw.starts, len(raw.data)), None),
     ]
     return pa.Table.from_arrays(columns, schema=MESSAGES)
 
 
-def verdict_table(verdicts: Verdicts, index: NDArray[np.int64] | None) -> pa.Table:
-    """Return the verdicts `index` (int64 (m,); None: all) as a table of VERDICTS."""
-    places = np.arange(len(verdicts)) if index is None else index
+def verdict_table(verdicts: Verdicts) -> pa.Table:
+    """Return the verdicts as a table of VERDICTS."""
     columns = [
-        _words(verdicts.partition[places], verdicts.partitions),
-        _column(pa.int64(), verdicts.offset[places], None),
-        _column(TIMESTAMP, verdicts.event_time[places], None),
-        _words(verdicts.verdict[places], FINAL),
-        pa.repeat(pa.scalar(verdicts.reason, pa.string()), len(places)),
-        _column(TIMESTAMP, verdicts.known_at[places], None),
+        _words(verdicts.partition, verdicts.partitions),
+        _column(pa.int64(), verdicts.offset, None),
+        _column(TIMESTAMP, verdicts.event_time, None),
+        _words(verdicts.verdict, FINAL),
+        pa.repeat(pa.scalar(verdicts.reason, pa.string()), len(verdicts)),
+        _column(TIMESTAMP, verdicts.known_at, None),
     ]
     return pa.Table.from_arrays(columns, schema=VERDICTS)
 
@@ -165,6 +189,10 @@ def in_log_order(tables: Iterable[pa.Table]) -> pa.Table:
 def date_of(day: int) -> str:
     """`YYYY-MM-DD` of a number of days since 1970."""
     return str(np.datetime64(day, "D"))
+
+
+def _bitmap(valid: NDArray[np.bool_]) -> pa.Buffer:
+    return pa.py_buffer(np.packbits(valid, bitorder="little"))
 
 
 def _words(codes: NDArray[np.integer], words: Sequence[str]) -> pa.DictionaryArray:

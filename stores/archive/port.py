@@ -58,6 +58,7 @@ MESSAGES = pa.schema(
     [
         pa.field("partition", _WORD, nullable=False),
         pa.field("offset", pa.int64(), nullable=False),
+        pa.field("taken_at", pa.timestamp("ms", tz="UTC")),
         pa.field("event_time", TIMESTAMP),
         pa.field("entity_id", pa.string()),
         pa.field("verdict", _WORD, nullable=False),
@@ -65,9 +66,10 @@ MESSAGES = pa.schema(
         pa.field("value", pa.binary(), nullable=False),
     ]
 )
-"""Columns of `signals`. event_time and entity_id are null for dead messages, reason for accepted ones; value is the
-message as it came. The date of a file is the UTC day of event_time; of a dead message, the day of its partition's
-newest event before it (1970-01-01 before the first): a function of the log."""
+"""Columns of `signals`. taken_at is when the bus took the message, null where it did not note that; event_time and
+entity_id are null for dead messages, reason for accepted ones; value is the message as it came. The date of a file
+is the UTC day of event_time; of a dead message, the day of its partition's newest event before it (1970-01-01 before
+the first): a function of the log."""
 
 VERDICTS = pa.schema(
     [

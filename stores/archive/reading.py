@@ -94,15 +94,15 @@ def messages_of_partition(archive: Archive, partition: str, selection: ArchiveSe
         selection.offset_last,
         selection.entity_id,
     )
-    held: list[tuple[NDArray[np.int64], pa.Array]] = []
+    held: list[pa.Table] = []
     for segment in sorted(archive.segments("signals", chosen), key=lambda s: (s.offset_first, s.offset_last)):
         yield from _until(partition, held, segment.offset_first)
         picked = _picked(archive, segment, chosen)
-        rows = archive.read(segment, ["offset", "value"])
+        rows = archive.read(segment, ["offset", "taken_at", "value"])
         if picked is not None:
             rows = rows.take(pa.array(picked))
         if rows.num_rows:
-            held.append((rows["offset"].to_numpy(), rows["value"].combine_chunks()))
+            held.append(rows.combine_chunks())
     yield from _until(partition, held, None)
 
 
@@ -127,7 +127,9 @@ class PartitionInput:
         self._at = part.stop
         whole = self._chunk
         self._bytes += int(whole.lengths[part].sum())
-        return RawChunk(whole.partition, whole.data, whole.starts[part], whole.lengths[part], whole.offsets[part])
+        taken = None if whole.timestamps is None else whole.timestamps[part]
+        columns = (whole.starts[part], whole.lengths[part], whole.offsets[part])
+        return RawChunk(whole.partition, whole.data, *columns, taken)
 
     def advanced(self) -> int:
         """Return how many bytes of messages were given since the last call."""
@@ -159,24 +161,25 @@ def _equal(archive: Archive, segment: Segment, column: str, value: str) -> NDArr
     return mask
 
 
-def _until(partition: str, held: list[tuple[NDArray[np.int64], pa.Array]], bound: int | None) -> Iterator[RawChunk]:
+def _until(partition: str, held: list[pa.Table], bound: int | None) -> Iterator[RawChunk]:
     """Yield what is held below the offset (None: all) as one chunk in order, and go on holding the rest."""
     ready, kept = [], []
-    for offsets, values in held:
-        cut = len(offsets) if bound is None else int(np.searchsorted(offsets, bound))
-        if cut:
-            ready.append((offsets[:cut], values[:cut]))
-        if cut < len(offsets):
-            kept.append((offsets[cut:], values[cut:]))
+    for rows in held:
+        cut = rows.num_rows if bound is None else int(np.searchsorted(rows["offset"].to_numpy(), bound))
+        ready += [rows.slice(0, cut)] if cut else []
+        kept += [rows.slice(cut)] if cut < rows.num_rows else []
     held[:] = kept
     if not ready:
         return
-    offsets = np.concatenate([o for o, _ in ready])
-    values = ready[0][1] if len(ready) == 1 else pa.concat_arrays([v for _, v in ready])
+    rows = pa.concat_tables(ready).combine_chunks()
+    offsets, values = rows["offset"].to_numpy(), rows["value"].combine_chunks()
     order = np.argsort(offsets) if len(ready) > 1 else slice(None)
     edges = np.frombuffer(values.buffers()[1], np.int32)[values.offset :][: len(values) + 1].astype(np.int64)
     data = np.frombuffer(values.buffers()[2] or b"", np.uint8)
-    yield RawChunk(partition, data, edges[:-1][order], np.diff(edges)[order], offsets[order])
+    taken = None
+    if rows["taken_at"].null_count < len(offsets):
+        taken = pc.fill_null(rows["taken_at"].cast(pa.int64()), -1).to_numpy()[order]
+    yield RawChunk(partition, data, edges[:-1][order], np.diff(edges)[order], offsets[order], taken)
 
 
 def _touches(verdicts: Segment, messages: Segment) -> bool:

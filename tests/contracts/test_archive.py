@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -37,6 +38,7 @@ from tests.archive_rows import (
     put,
     raw_chunk,
     read_chunk,
+    taken_in,
     verdicts,
 )
 
@@ -65,8 +67,8 @@ def judge(archive: Archive, sequence: int, *tables: pa.Table, writer: str = "aa.
 def test_staged_messages_are_seen_once_they_are_published(archive: Archive) -> None:
     """Staging shows nothing; publishing shows every message once; publishing again changes nothing."""
     file = archive.stage("aa.0", 0, DAY)
-    file.write(message_table(owned(numbered(0, 3)), None))
-    file.write(message_table(owned(numbered(3, 2)), None))
+    file.write(message_table(owned(numbered(0, 3))))
+    file.write(message_table(owned(numbered(3, 2))))
     token = file.finish()
     assert places(archive) == []
     for _ in range(2):
@@ -109,7 +111,7 @@ def test_discard_removes_what_the_snapshot_does_not_know(archive: Archive) -> No
     tokens = []
     for sequence, writer in ((1, "aa.0"), (2, "aa.0"), (1, "aa.1")):
         file = archive.stage(writer, sequence, DAY)
-        file.write(message_table(owned(numbered(10 * sequence + int(writer[-1]), 1)), None))
+        file.write(message_table(owned(numbered(10 * sequence + int(writer[-1]), 1))))
         tokens.append(file.finish())
     kept, lost, other = tokens
     archive.discard("aa.0", [kept])
@@ -132,7 +134,7 @@ def test_a_sequence_is_published_once(archive: Archive) -> None:
 def test_abandoned_files_are_gone(archive: Archive) -> None:
     """What was let go cannot be published, and the same sequence can be staged again."""
     file = archive.stage("aa.0", 0, DAY)
-    file.write(message_table(owned(numbered(0, 1)), None))
+    file.write(message_table(owned(numbered(0, 1))))
     file.abandon()
     archive.discard("aa.0", [])
     put(archive, "aa.0", 0, numbered(1, 1))
@@ -144,7 +146,7 @@ def test_small_files_become_one(archive: Archive) -> None:
     tokens = []
     for sequence, first in enumerate((4, 0, 2)):
         file = archive.stage("aa.0", sequence, DAY)
-        file.write(message_table(owned(numbered(first, 2)), None))
+        file.write(message_table(owned(numbered(first, 2))))
         tokens.append(file.finish())
     merged = archive.merge(tokens, 3)
     archive.discard("aa.0", [merged])
@@ -191,9 +193,9 @@ def test_the_newest_verdict_is_the_final_one(archive: Archive) -> None:
     """A message is used, late or dead as it was read, unless a later verdict says otherwise; the newest counts."""
     lines = [event(9), event(0), b"dead", *(event(9) for _ in range(3))]
     put(archive, "aa.0", 0, read_chunk(raw_chunk(lines, step=1)))
-    early = verdict_table(verdicts([3, 4], Verdict.DUPLICATE, 9), None)
-    late = verdict_table(verdicts([1], Verdict.USED, 20, reason="corrected"), None)
-    judge(archive, 0, verdict_table(verdicts([4, 99], Verdict.CONFLICT, 20), None), early, late)
+    early = verdict_table(verdicts([3, 4], Verdict.DUPLICATE, 9))
+    late = verdict_table(verdicts([1], Verdict.USED, 20, reason="corrected"))
+    judge(archive, 0, verdict_table(verdicts([4, 99], Verdict.CONFLICT, 20)), early, late)
     dead_reason = outcomes(archive)[2][1]
     assert outcomes(archive) == {
         0: ("used", None),
@@ -211,8 +213,8 @@ def test_verdicts_of_a_run_count_for_that_run(archive: Archive) -> None:
     """Late at the shard holds for messages of the same lineage only; duplicates are a matter of the log."""
     put(archive, "aa.0", 0, numbered(0, 3))
     for sequence, writer in enumerate(("bb.0", "aa.0")):
-        late = verdict_table(verdicts([sequence], Verdict.LATE, 30, reason="idle"), None)
-        judge(archive, sequence, late, verdict_table(verdicts([2], Verdict.DUPLICATE, 1), None), writer=writer)
+        late = verdict_table(verdicts([sequence], Verdict.LATE, 30, reason="idle"))
+        judge(archive, sequence, late, verdict_table(verdicts([2], Verdict.DUPLICATE, 1)), writer=writer)
     assert outcomes(archive) == {0: ("used", None), 1: ("late", "idle"), 2: ("duplicate", None)}
 
 
@@ -225,19 +227,21 @@ def test_a_partition_is_read_as_the_bus_gave_it(data: st.DataObject) -> None:
     days = data.draw(st.lists(st.integers(0, 2), min_size=count, max_size=count))
     lines = [b"dead" if n % 7 == 5 else event(n, at_ms=MIDNIGHT_MS + d * DAY_MS + n) for n, d in enumerate(days)]
     cuts = sorted(data.draw(st.sets(st.integers(1, count), max_size=6)) | {count})
+    taken = np.array(data.draw(st.lists(st.integers(-1, 1 << 41), min_size=count, max_size=count)), np.int64)
     begin, mark = 0, blank_watermark()
     for sequence, end in enumerate(cuts):
-        raw = raw_chunk(lines[begin:end], first=begin, step=1)
+        raw = replace(raw_chunk(lines[begin:end], first=begin, step=1), timestamps=taken[begin:end])
         messages = owned(read_chunk(raw, mark))
         tokens = []
         for day in np.unique(messages.day).tolist():
             key = ArchiveKey("signals", str(np.datetime64(day, "D")))
             file = archive.stage(data.draw(st.sampled_from(["aa.0", "bb.0"])), sequence, key)
-            file.write(message_table(messages, np.flatnonzero(messages.day == day)))
+            file.write(message_table(owned(messages, np.flatnonzero(messages.day == day))))
             tokens.append(file.finish())
         archive.publish(tokens)
         begin = end
     assert messages_in(messages_of_partition(archive, "p0")) == list(enumerate(lines))
+    assert taken_in(messages_of_partition(archive, "p0")) == taken.tolist()
     first, last = sorted(data.draw(st.tuples(st.integers(0, count), st.integers(0, count))))
     part = ArchiveSelection(offset_first=first, offset_last=last)
     assert messages_in(messages_of_partition(archive, "p0", part)) == list(enumerate(lines))[first : last + 1]
@@ -247,6 +251,7 @@ def test_a_partition_is_read_as_the_bus_gave_it(data: st.DataObject) -> None:
         assert 1 <= len(chunk.offsets) <= 3
         polled.append(chunk)
     assert messages_in(polled) == list(enumerate(lines))
+    assert taken_in(polled) == taken.tolist()
     assert source.advanced() == sum(map(len, lines))
     assert source.advanced() == 0
 
