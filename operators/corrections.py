@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
-import pyarrow as pa
 from numba import njit
 from numpy.typing import NDArray
 
@@ -21,8 +20,7 @@ from operators.order import Pending, chosen, concatenate
 from operators.records import Revisions, RowBlock
 from operators.replay import Replay, numbered
 from operators.retained import Emitted, Retained, chosen_rows, joined_rows
-from operators.revisions import column
-from operators.rows import content_hashes
+from operators.rows import content_hashes, take_rows
 from operators.window_loops import NEVER, ROW_END, ROW_ENTITY, ROW_SPEC, ROW_START
 
 if TYPE_CHECKING:
@@ -200,7 +198,10 @@ class Restating:
         revisions = Revisions(revision, np.full(len(now), due), supersedes, known, gone, *cause)
         data, offsets = names.gather(place[:, ROW_ENTITY])
         block = RowBlock(index, data, offsets, place, values, revisions)
-        block = replace(block, hashes=content_hashes(block, declared))
+        out = np.empty((len(now), 2), np.uint64)
+        out[~gone] = hashes[now[~gone]]
+        out[gone] = content_hashes(take_rows(block, np.flatnonzero(gone)), declared)
+        block = replace(block, hashes=out)
         self._emit(block, int(first))
         return block
 
@@ -238,29 +239,54 @@ def _sorted_block(index: int, blocks: list[RowBlock], late: Late, names: Entitie
 
 def _causes(late: Late, partitions: Partitions) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """For each numbered entity: the first of its late events in the order of the log, and how many more there are."""
-    import pyarrow.compute as pc
-
     events = late.events
     order = np.lexsort((events.offset, partitions.rank[events.partition], events.entity))[late.start[:-1]]
-    more = np.diff(late.start) - 1
-    text = pa.large_string()
     names = [name.encode() for name in partitions.names]
-    ends = np.append(0, np.cumsum([len(n) for n in names]))
-    known = pa.LargeStringArray.from_buffers(len(names), pa.py_buffer(ends), pa.py_buffer(b"".join(names)))
-    others = column(pa.int64(), more).cast(text)
-    nothing = pa.scalar("", text)
-    counted = pc.binary_join_element_wise(pa.scalar(" +", text), others, nothing)
-    parts = (
-        pa.scalar("late ", text),
-        known.take(column(pa.int32(), events.partition[order])),
-        pa.scalar("@", text),
-        column(pa.int64(), events.offset[order]).cast(text),
-        pc.if_else(pc.equal(others, pa.scalar("0", text)), nothing, counted),
-    )
-    joined = pc.binary_join_element_wise(*parts, nothing)
-    _, offsets, data = joined.buffers()
-    ends = np.frombuffer(offsets, np.int64)[joined.offset : joined.offset + len(joined) + 1]
-    return np.frombuffer(data, np.uint8), ends
+    ends = np.cumsum([0, *map(len, names)])
+    data = np.frombuffer(b"".join(names), np.uint8)
+    more = np.diff(late.start) - 1
+    text, offsets = _written(data, ends, events.partition[order], events.offset[order], more)
+    return text, offsets
+
+
+@njit
+def _digits(number, out, at):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    """Write a number, not negative, in decimal at `at`; return what follows."""
+    end = at + 1
+    rest = number // 10
+    while rest > 0:
+        end += 1
+        rest //= 10
+    for i in range(end - 1, at - 1, -1):
+        out[i] = 48 + number % 10
+        number //= 10
+    return end
+
+
+@njit(cache=True, nogil=True)
+def _written(names, ends, partition, offset, more):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    """`late <partition>@<offset>` and, where there are more, ` +<more>`."""
+    longest = 0
+    for p in range(ends.shape[0] - 1):
+        longest = max(longest, ends[p + 1] - ends[p])
+    out = np.empty(partition.shape[0] * (longest + 48), np.uint8)
+    offsets = np.zeros(partition.shape[0] + 1, np.int64)
+    at = 0
+    for i in range(partition.shape[0]):
+        for c in (108, 97, 116, 101, 32):
+            out[at] = c
+            at += 1
+        for b in range(ends[partition[i]], ends[partition[i] + 1]):
+            out[at] = names[b]
+            at += 1
+        out[at] = 64
+        at = _digits(offset[i], out, at + 1)
+        if more[i] > 0:
+            out[at] = 32
+            out[at + 1] = 43
+            at = _digits(more[i], out, at + 2)
+        offsets[i + 1] = at
+    return out[:at].copy(), offsets
 
 
 @njit(cache=True, nogil=True)

@@ -255,6 +255,17 @@ def chosen(e: Pending, pick: NDArray[np.int64] | NDArray[np.bool_]) -> Pending:
     return Pending(*columns, e.sets[pick], e.values[pick])
 
 
+def cut_at(events: Pending | None, time: int) -> tuple[Pending | None, Pending | None]:
+    """Return the events before that time and the others; None for no events."""
+    if events is None:
+        return None, None
+    before = events.event_time < time
+    count = int(np.count_nonzero(before))
+    if count in (0, len(before)):
+        return (events, None) if count else (None, events)
+    return chosen(events, before), chosen(events, ~before)
+
+
 def merge(parts: list[Waiting]) -> Waiting:
     """Return the parts, at least one, as one."""
     events = concatenate([p.events for p in parts])

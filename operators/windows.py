@@ -14,7 +14,7 @@ import numpy as np
 from operators.corrections import Partitions, Restating
 from operators.entities import Entities
 from operators.feature_sets import FeatureSets
-from operators.order import Pending, Waiting, concatenate, in_order, merge, room, take_ready
+from operators.order import Pending, Waiting, concatenate, cut_at, in_order, merge, room, take_ready
 from operators.packing import pack, unpack, unpack_meta
 from operators.records import END_OF_TIME, NO_WATERMARK, RowBlock, SignalBatch
 from operators.set_windows import SetWindows
@@ -108,11 +108,13 @@ class Shard:
             return []
         self._fresh = 0
         blocks: list[RowBlock] = []
+        ready = self._ready(now)
         if self._restating is not None:
             for due in self._restating.dues(now):
-                blocks += self._advance_to(due)
+                part, ready = cut_at(ready, due)
+                blocks += self._advance_to(due, part)
                 blocks += self._restate(self._restating, due)
-        blocks += self._advance_to(now)
+        blocks += self._advance_to(now, ready)
         self.counts.rows += sum(len(b) for b in blocks)
         if now == END_OF_TIME:
             self._end()
@@ -145,9 +147,8 @@ class Shard:
             self._due = min(self._due, restating.take(events, due, now))
         return late
 
-    def _advance_to(self, now: int) -> list[RowBlock]:
-        """Apply what is below `now`, close what ends by then."""
-        ready = self._ready(now)
+    def _advance_to(self, now: int, ready: Pending | None) -> list[RowBlock]:
+        """Apply what is ready, all there is below `now`, and close what ends by then."""
         blocks: list[RowBlock] = []
         if ready is not None:
             events, duplicates, conflicts = in_order(ready, self._rank(), self._entities.count)
