@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from operators.feature_sets import FeatureSets
 from operators.records import NO_WATERMARK, RowBlock, SignalBatch
 from operators.retained import Lateness
-from operators.rows import to_tables
+from operators.rows import newest, take_rows, to_tables
 from operators.shard import split, split_due, take
 from operators.watermark import PartitionWatermark, Status
+from operators.window_loops import ROW_END, ROW_SPEC
 from operators.windows import LateAtShard, Shard
 from tests import oracles
 from tests.oracles import Event
@@ -248,6 +249,48 @@ def test_events_dropped_leave_the_rows_of_the_others(log: list[Event]) -> None:
     rows = history(done)
     check_chains(rows)
     assert all(len(revisions) == 1 for revisions in rows.values())
+
+
+@given(logs(events_max=60), st.sets(st.integers(0, 60), max_size=6), st.data())
+def test_events_of_partitions_that_were_idle_are_corrections(
+    log: list[Event], stops: set[int], data: st.DataObject
+) -> None:
+    """Partitions that are left out of the minimum now and then: what they send later ends in the rows of all events."""
+    done = Run(tuple(sorted({e.partition for e in log})), lateness(100))
+    for number, event in enumerate(log):
+        if number in stops:
+            idle = data.draw(st.sampled_from(done.partitions))
+            done.shard.push(None, done.marks[idle].tick(idle, Status.IDLE), done.partitions)
+            done.blocks += done.shard.advance()
+        done.feed([event])
+        if number % 20 == 7:
+            done.check_conservation()
+            done.restart()
+    done.end()
+    rows = history(done)
+    check_chains(rows)
+    assert done.held == []
+    assert final(rows) == final(history(run(log, None, bound=WIDE)))
+
+
+def test_online_gets_the_newest_row_that_is_not_retracted() -> None:
+    """Of a row's revisions the highest, of an entity's rows the latest end; a retracted row is nobody's newest."""
+    log = [Event("p-0", i, "x", t * SECOND, 0, (("a", 1.0),)) for i, t in enumerate([0, 20])]
+    log.append(Event("p-0", 50, "x", 2 * SECOND, 0, (("a", 9.0),)))
+    log.append(Event("p-0", 51, "x", 24 * SECOND, 0, (("a", 1.0),)))
+    done = run(log, lateness(30))
+    mine = [b for b in done.blocks if b.set_index == 0 and b.place[0, ROW_END] <= 18 * SECOND]
+    rows = newest(mine)
+    assert rows.revisions is not None
+    found = {
+        int(p[ROW_SPEC]): (p[ROW_END] // SECOND, int(r))
+        for p, r in zip(rows.place, rows.revisions.revision, strict=True)
+    }
+    assert found[0] == (5, 1)
+    assert found[2] == (5, 0)
+    retracted = [take_rows(b, np.flatnonzero(b.revisions.retracted)) for b in mine if b.revisions is not None]
+    assert sum(map(len, retracted)) == 1
+    assert len(newest(retracted)) == 0
 
 
 def test_one_late_event_changes_what_it_must_and_says_why() -> None:
