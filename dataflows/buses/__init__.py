@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from dataflows.buses.kafka import OffsetReset
-    from dataflows.buses.port import Bus, WritableBus
+    from dataflows.buses.port import BoundedBus, WritableBus
 
 __all__ = ["open_bus", "open_writable_bus"]
 
 
 def open_bus(
     url: str, *, event_bytes_max: int, properties: Mapping[str, str] | None = None, offset_reset: OffsetReset = "error"
-) -> Bus:
+) -> BoundedBus:
     """Open the bus at `folder:<path>`, `memory:` or `kafka:<host:port,…>` for reading.
 
     properties, offset_reset: of Kafka's, see KafkaBus. Raises ConfigError for any other scheme.

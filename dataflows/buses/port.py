@@ -67,7 +67,29 @@ class Bus(Protocol):
         ...
 
 
-class WritableBus(Bus, Protocol):
+class BoundedBus(Bus, Protocol):
+    """A Bus that says what it holds, so that older history can be put before it."""
+
+    counts_bytes: bool
+    """Whether offsets count bytes, line ends included, or messages: where a message must follow another."""
+
+    def first(self, topic: str, partition: str) -> int:
+        """Return the offset from which on messages are held; 0 for a new partition.
+
+        Raises UnavailableError if nobody answers.
+        """
+        ...
+
+    def position_at(self, topic: str, partition: str, offset: int) -> Position:
+        """Return where a reader stands that has read every message before `offset`.
+
+        Where offsets count bytes, the rest of a line end may be passed over. Raises ResumeError if the log does not
+        hold what follows (any more), or if no message begins there.
+        """
+        ...
+
+
+class WritableBus(BoundedBus, Protocol):
     """A Bus that one writer a partition appends to."""
 
     def append(self, topic: str, partition: str, messages: Sequence[bytes], *, at: int) -> int:
