@@ -6,7 +6,7 @@ import functools
 import random
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -21,8 +21,8 @@ from tests.flows import BOUND, SETS, START, STEP, Log, Place
 from tests.strategies import SECOND
 
 LATENESS = Lateness(60 * SECOND, BOUND, corrects=True)
-CORRECT = {"LATE_EVENT_POLICY": "correct", "ALLOWED_LATENESS_SECONDS": 60}
-HOLD = {"LATE_EVENT_POLICY": "hold", "ALLOWED_LATENESS_SECONDS": 600}
+CORRECT: dict[str, Any] = {"LATE_EVENT_POLICY": "correct", "ALLOWED_LATENESS_SECONDS": 60}
+HOLD: dict[str, Any] = {"LATE_EVENT_POLICY": "hold", "ALLOWED_LATENESS_SECONDS": 600}
 WIDE = 10_000 * SECOND
 """A watermark bound under which nothing is late."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,7 +69,13 @@ def test_another_policy_or_limit_refuses_the_recovery_folder(place: Place) -> No
     """State that was kept under one policy is not gone on with under another."""
     place.write(late_log(events=20))
     place.quick(**CORRECT).done()
-    for settings in ({}, {**CORRECT, "ALLOWED_LATENESS_SECONDS": 61}, {**CORRECT, "LATE_EVENT_POLICY": "hold"}):
-        run = place.quick(**settings)  # type: ignore[arg-type]  # settings of any kind
+    others: list[dict[str, Any]] = [
+        {},
+        {**CORRECT, "ALLOWED_LATENESS_SECONDS": 61},
+        {**CORRECT, "LATE_EVENT_POLICY": "hold"},
+    ]
+    for settings in others:
+        run = place.quick(**settings)
         assert run.wait() == 2
         assert "belongs to a run with another" in run.errors.splitlines()[-1]
+    assert place.quick().wait() == 2
