@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from dataflows.archiving import slot_writer_state
+from dataflows.buses.archived import ArchivedBus
 from dataflows.engine import Cluster, Engine, Job, bare_job, claimed, run_job, set_up
 from dataflows.observability.events import Stopped, tell
+from dataflows.set_versions import folder_of, sets_run_together
 from dataflows.signal_flow import FLOW, build
 from dataflows.summary import Summary, summary_of
-from dataflows.wiring import bus_of, identity_of, local_bus_of, offline_of, signal_plan
+from dataflows.wiring import archive_of, archive_to_read, bus_of, identity_of, local_bus_of, offline_of, signal_plan
+from operators.feature_sets import FeatureSets
 from stores.writers import logged, staged_tokens
 
 if TYPE_CHECKING:
@@ -18,17 +24,35 @@ if TYPE_CHECKING:
     from dataflows.buses.port import Bus
     from dataflows.config import Settings
     from dataflows.recovery import Recovery
+    from operators.feature_sets import FeatureSet
 
 
-def run_signals(settings: Settings, cluster: Cluster) -> Summary:
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """One version of a feature set, computed from the beginning of history beside the others, in its own folder.
+
+    What comes late or is refused is only counted: the run of the others keeps it. until_end: stop once everything is
+    read that is there, all windows left open, so that a run that follows the log goes on from there.
+    progress: hears by how much a partition's offset has grown.
+    """
+
+    declared: FeatureSet
+    until_end: bool = False
+    progress: Callable[[int], None] = lambda _: None
+
+
+def run_signals(settings: Settings, cluster: Cluster, beside: Beside | None = None) -> Summary:
     """Run the signal path until it is stopped or (BUS_FOLLOW=0) its log ends; return what this run did.
 
     Exactly once: everything that was read is in the stores when it returns, or in the recovery folder
     for the next run. Raises ConfigError before anything is touched, FatalError if a step failed.
     """
     set_up(settings)
-    sets = settings.feature_sets()
-    with closing(bus_of(settings)) as bus, claimed(job := signals_job(settings, bus), cluster) as (recovery, lineage):
+    sets = sets_run_together(settings) if beside is None else FeatureSets((beside.declared,))
+    with (
+        closing(bus_of(settings) if beside is None else _with_history(settings, beside)) as bus,
+        claimed(job := signals_job(settings, bus, beside), cluster) as (recovery, lineage),
+    ):
         before = summary_of(recovery, sets, settings.lateness)
         run_job(job, recovery, lineage, settings, cluster)
         done = summary_of(recovery, sets, settings.lateness).since(before)
@@ -36,12 +60,34 @@ def run_signals(settings: Settings, cluster: Cluster) -> Summary:
         return done
 
 
-def signals_job(settings: Settings, bus: Bus) -> Job:
+def signals_job(settings: Settings, bus: Bus, beside: Beside | None = None) -> Job:
     """The signal path as it is run. bus: where signals come from."""
-    sets = settings.feature_sets()
+    if beside is not None:
+        return _job_beside(settings, bus, beside)
+    return _job(settings, sets_run_together(settings), bus)
 
+
+def _with_history(settings: Settings, beside: Beside) -> Bus:
+    """The bus with the archive before it."""
+    skips = bool(settings.kafka_brokers) and settings.kafka_offset_reset != "error"
+    archive = archive_to_read(settings)
+    return ArchivedBus(bus_of(settings), archive, passes_gaps=skips, progress=beside.progress)
+
+
+def _job_beside(settings: Settings, bus: Bus, beside: Beside) -> Job:
+    mine: dict[str, object] = {"recovery_dir": folder_of(settings, beside.declared), "archive_signals": False}
+    if beside.until_end:
+        mine["bus_follow"] = True
+    job = _job(settings.model_copy(update=mine), FeatureSets((beside.declared,)), bus, beside)
+    return replace(job, identity={**job.identity, "beside": True})
+
+
+def _job(settings: Settings, sets: FeatureSets, bus: Bus, beside: Beside | None = None) -> Job:
     def flow(engine: Engine) -> Dataflow:
-        return build(signal_plan(settings, sets, engine, bus))
+        plan = signal_plan(settings, sets, engine, bus)
+        if beside is not None:
+            plan = replace(plan, beside=True, source=replace(plan.source, until_end=beside.until_end))
+        return build(plan)
 
     return Job(
         name=FLOW,
@@ -61,6 +107,11 @@ def settle(recovery: Recovery, settings: Settings, lineage: str) -> None:
     offline = offline_of(settings)
     for state in recovery.states(f"{FLOW}.offline").values():
         offline.publish(staged_tokens(state))
+    if settings.archive_signals:
+        archive = archive_of(settings)
+        slots = map(slot_writer_state, recovery.states(f"{FLOW}.read").values())
+        for found in (*slots, *recovery.states(f"{FLOW}.archive").values()):
+            archive.publish(() if found is None else staged_tokens(found))
     bus = local_bus_of(settings)
     for state in recovery.states(f"{FLOW}.late").values():
         at, messages = logged(state)

@@ -15,6 +15,7 @@ import numpy as np
 from bytewax.dataflow import Dataflow
 from bytewax.operators import StatefulBatchLogic
 
+from dataflows.archiving import verdicts_of
 from dataflows.observability.events import DeadLettersOpened, Failed, WindowsClosed, tell
 from dataflows.set_aside import (
     held_at_shard,
@@ -30,20 +31,24 @@ from operators.rows import closed_by_spec
 from operators.shard import shard_keys, split, split_due
 from operators.watermark import Status
 from operators.windows import Shard
-from stores.sinks import DeadLetterSink, HoldingSink, LogSink, OfflineSink, OnlineSink
+from stores.sinks import ArchiveSink, DeadLetterSink, HoldingSink, LogSink, OfflineSink, OnlineSink
 from stores.writers import OfflineWriter, Rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from bytewax.dataflow import Stream
+    from bytewax.operators import KeyedStream
     from numpy.typing import NDArray
 
     from dataflows.buses.port import WritableBus
     from operators.feature_sets import FeatureSets
     from operators.records import DeadLetter, RowBlock, SignalBatch
     from operators.retained import Lateness
+    from operators.verdicts import Fates
     from operators.watermark import Tick
     from operators.windows import LateAtShard
+    from stores.archive.columns import Verdicts
     from stores.deadletters.port import DeadLetters
     from stores.features.port import Features
     from stores.holding.port import HeldEvent
@@ -54,13 +59,16 @@ Given = TypeVar("Given")
 
 FLOW = "signals"
 OFFLINE_WRITERS = 4
-STEPS = ("read", "dead_letters", "late", "windows", "offline", "online")
+STEPS = ("read", "dead_letters", "late", "windows", "offline", "online", "archive")
 """Steps with state: their names are part of the snapshots and never change."""
 
 
 @dataclass(frozen=True, slots=True)
 class SignalPlan:
-    """Everything the flow is made of, opened and checked."""
+    """Everything the flow is made of, opened and checked.
+
+    beside: another run reads the same log and keeps what comes late or is refused; this one only counts it.
+    """
 
     source: SourcePlan
     shards: int
@@ -72,6 +80,7 @@ class SignalPlan:
     lineage: str
     durable: bool
     staged: bool
+    beside: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,19 +100,22 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """What one shard gives: rows for the stores, and events that came below its watermark."""
+    """What one shard gives: rows for the stores, events that came below its watermark, and what became of others."""
 
     rows: Rows
     late: tuple[LateAtShard, ...] = ()
+    fates: Fates | None = None
 
 
 class WindowsLogic(StatefulBatchLogic["Share", "Closed", bytes]):
     """One shard as Bytewax sees it: it never flushes on its own, and its snapshot is bytes."""
 
-    def __init__(self, sets: FeatureSets, resume: bytes | None, lateness: Lateness | None = None) -> None:
-        """resume: what `snapshot` returned."""
+    def __init__(
+        self, sets: FeatureSets, resume: bytes | None, lateness: Lateness | None = None, *, notes_fates: bool = False
+    ) -> None:
+        """resume: what `snapshot` returned. notes_fates: for the archive."""
         self._sets = sets
-        self._shard = Shard(sets, resume, lateness)
+        self._shard = Shard(sets, resume, lateness, notes_fates=notes_fates)
 
     def on_batch(self, values: list[Share]) -> tuple[Iterable[Closed], bool]:
         """Take shares in order, then close what the watermark has passed."""
@@ -119,7 +131,8 @@ class WindowsLogic(StatefulBatchLogic["Share", "Closed", bytes]):
         silent = any(s.tick.status is not Status.LIVE for s in values)
         ended = any(s.tick.status is Status.ENDED for s in values)
         self._tell_closed(blocks)
-        return [Closed(Rows(tuple(blocks), final=silent, ended=ended), tuple(late))], False
+        rows = Rows(tuple(blocks), final=silent, ended=ended)
+        return [Closed(rows, tuple(late), self._shard.taken_fates())], False
 
     def _take(self, share: Share) -> list[LateAtShard]:
         """Take what there is; return what is set aside."""
@@ -153,11 +166,34 @@ def build(plan: SignalPlan) -> Dataflow:
     tell(DeadLettersOpened(plan.dead_letters.count))
     pieces = op.input("read", flow, SignalSource(source))
 
+    shares = op.flat_map_batch("split", pieces, _logged("split", lambda p: _shares(p, keys)))
+    archived = source.archive is not None
+    closed = op.stateful_batch(
+        "windows", shares, lambda resume: WindowsLogic(source.sets, resume, source.lateness, notes_fates=archived)
+    )
+    if source.archive is not None:
+        verdicts = op.flat_map_batch("verdicts", closed, _logged("archive", _verdicts))
+        op.output("archive", verdicts, ArchiveSink(source.archive, failed))
+
+    if not plan.beside:
+        _lay_set_aside(plan, pieces, closed)
+    rows = op.map("rows", closed, lambda pair: (pair[0], pair[1].rows))
+
+    def open_offline(part: str, resume: bytes | None) -> OfflineWriter:
+        name = f"{plan.lineage}.{part}"
+        return OfflineWriter(plan.offline, source.sets, name, resume, durable=plan.durable, staged=plan.staged)
+
+    op.output("offline", rows, OfflineSink(open_offline, failed, parts=OFFLINE_WRITERS))
+    if plan.features is not None:
+        op.output("online", rows, OnlineSink(plan.features, source.sets, failed))
+    return flow
+
+
+def _lay_set_aside(plan: SignalPlan, pieces: Stream[Piece], closed: KeyedStream[Closed]) -> None:
+    """Lay the steps that keep what does not go on: dead letters, late events, held ones."""
+    source = plan.source
     refused = op.flat_map_batch("refused", pieces, _logged("refused", lambda p: _refused(p, source.topic)))
     op.output("dead_letters", refused, DeadLetterSink(plan.dead_letters, failed))
-
-    shares = op.flat_map_batch("split", pieces, _logged("split", lambda p: _shares(p, keys)))
-    closed = op.stateful_batch("windows", shares, lambda resume: WindowsLogic(source.sets, resume, source.lateness))
 
     late_there = op.flat_map_batch("late_at_partition", pieces, _logged("late", lambda p: _late_there(p, plan)))
     late_here = op.flat_map_batch("late_at_shard", closed, _logged("late", lambda c: _late_here(c, plan)))
@@ -173,17 +209,6 @@ def build(plan: SignalPlan) -> Dataflow:
         return plan.late_bus.append(plan.topic_late, plan.lineage, messages, at=at)
 
     op.output("late", late, LogSink(append, failed, durable=plan.durable))
-
-    rows = op.map("rows", closed, lambda pair: (pair[0], pair[1].rows))
-
-    def open_offline(part: str, resume: bytes | None) -> OfflineWriter:
-        name = f"{plan.lineage}.{part}"
-        return OfflineWriter(plan.offline, source.sets, name, resume, durable=plan.durable, staged=plan.staged)
-
-    op.output("offline", rows, OfflineSink(open_offline, failed, parts=OFFLINE_WRITERS))
-    if plan.features is not None:
-        op.output("online", rows, OnlineSink(plan.features, source.sets, failed))
-    return flow
 
 
 def failed(step: str, part: str, error: BaseException) -> None:
@@ -252,6 +277,10 @@ def _late_here(pair: tuple[str, Closed], plan: SignalPlan) -> list[tuple[str, li
             continue
         messages += late_at_shard_messages(late, source.topic, source.bus)
     return [("log", messages)] if messages else []
+
+
+def _verdicts(pair: tuple[str, Closed]) -> list[tuple[str, Verdicts]]:
+    return [("verdicts", found) for found in verdicts_of(pair[1].fates, pair[1].late)]
 
 
 def _held_there(piece: Piece, topic: str) -> list[tuple[str, list[HeldEvent]]]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 import orjson
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 
+from dataflows.archiving import ARCHIVE, SlotArchive
 from dataflows.epoch_sync import EpochSync
 from dataflows.observability.events import Failed, PartitionStatus, PieceRead, tell
 from dataflows.released import RELEASED, ReleasedEvents
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from threading import Event
 
+    from dataflows.archiving import OpenWriter
     from dataflows.buses.port import Bus, PartitionReader
     from operators.feature_sets import FeatureSets
     from operators.records import RawChunk
@@ -56,6 +58,8 @@ class SourcePlan:
     """What every slot needs to know. bound_us, idle_s: see WATERMARK_SECONDS, WATERMARK_IDLE_SECONDS.
 
     lateness: what late events may still change, None under LATE_EVENT_POLICY=drop. holding: under `hold`.
+    until_end: follow the log, but stop once everything is read that is there; windows stay open. One process only.
+    archive: opens writers of the archive, None if it is off.
     now: a monotonic clock, seconds; it decides when to look for partitions, and which are idle.
     """
 
@@ -71,6 +75,8 @@ class SourcePlan:
     epoch_s: float | None
     lateness: Lateness | None = None
     holding: Holding | None = None
+    archive: OpenWriter | None = None
+    until_end: bool = False
     now: Callable[[], float] = time.monotonic
 
 
@@ -88,6 +94,7 @@ class Alignment:
         """
         self._ahead_us = max(_AHEAD_US_MIN, 4 * bound_us)
         self._newest: dict[str, int] = {}
+        self._reading = set(range(SLOTS))
 
     def note(self, partition: str, newest: int) -> None:
         """Note how far a partition has come.
@@ -100,6 +107,11 @@ class Alignment:
     def leave(self, partition: str) -> None:
         """A partition is idle or has ended: nobody waits for it."""
         self._newest.pop(partition, None)
+
+    def reads(self, slot: int, *, more: bool) -> bool:
+        """Note whether a slot has more to read now; return whether any slot has."""
+        (self._reading.add if more else self._reading.discard)(slot)
+        return bool(self._reading)
 
     def is_ahead(self, newest: int) -> bool:
         """Whether a partition at `newest` has left the slowest behind."""
@@ -149,6 +161,7 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
         self._at: Feed | None = None
         saved = {} if resume is None else cast("dict[str, dict[str, object]]", orjson.loads(resume))
         state = saved.pop(RELEASED, None)
+        self._archive = SlotArchive(plan.archive, slot, saved.pop(ARCHIVE, None))
         mine = plan.holding if slot == 0 else None
         self._released = None if mine is None else ReleasedEvents(mine, self._decoder, state)
         self._released_at = plan.now() - _LISTING_S
@@ -194,10 +207,11 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
         states = {p: f.state() for p, f in sorted(self._feeds.items())}
         if self._released is not None:
             states[RELEASED] = self._released.state()
-        return orjson.dumps(states)
+        return orjson.dumps({**states, **self._archive.states()})
 
     def close(self) -> None:
         """Close the files."""
+        self._archive.close()
         for feed in self._feeds.values():
             self._alignment.leave(feed.intake.partition)
             feed.reader.close()
@@ -291,7 +305,9 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
         return max(0, allowed)
 
     def _take(self, feed: Feed, chunk: RawChunk) -> Piece:
-        piece = feed.intake.take(chunk, self._known)
+        newest, decoded = feed.intake.newest, feed.intake.decode(chunk)
+        piece = feed.intake.take(chunk, self._known, decoded)
+        self._archive.write(chunk, decoded, piece, newest)
         if piece.signals > 0:
             if feed.status is Status.IDLE:
                 tell(PartitionStatus(feed.intake.partition, "awake"))
@@ -311,10 +327,17 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
             if all(f.status is Status.ENDED for f in self._feeds.values()) and not self._overlooked():
                 raise StopIteration
             return []
+        if self._plan.until_end and not self._alignment.reads(self._slot, more=self._has_more()):
+            raise StopIteration
         if self._tick_due:
             self._tick_due = False
             return [Piece(f.intake.tick(f.status), self._known) for f in self._feeds.values()]
         return []
+
+    def _has_more(self) -> bool:
+        """Nothing could be read just now: whether that can change without new messages."""
+        held = [f for f in self._feeds.values() if not f.caught_up]
+        return any(f.waits for f in held) or (bool(held) and self._plan.idle_s > 0)
 
     def _overlooked(self) -> bool:
         """Open what another slot may have announced since this one listed the topic; whether there was any."""

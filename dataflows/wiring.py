@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -12,6 +12,8 @@ from dataflows.engine import STOP
 from dataflows.signal_flow import FLOW, OFFLINE_WRITERS, SignalPlan
 from dataflows.signal_source import SLOTS, SourcePlan
 from operators.errors import ConfigError
+from stores.archive import open_archive
+from stores.archive_writer import ArchiveWriter, Background
 from stores.deadletters import open_dead_letters
 from stores.features import open_features, views_of
 from stores.holding import open_holding
@@ -20,17 +22,18 @@ from stores.offline import open_offline
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dataflows.buses.port import Bus, WritableBus
+    from dataflows.buses.port import BoundedBus, Bus, WritableBus
     from dataflows.config import Settings
     from dataflows.engine import Engine
     from operators.feature_sets import FeatureSets
+    from stores.archive.port import Archive
     from stores.deadletters.port import DeadLetters
     from stores.features.port import Features
     from stores.holding.port import Holding
     from stores.offline.port import OfflineStore
 
 
-def bus_of(settings: Settings) -> Bus:
+def bus_of(settings: Settings) -> BoundedBus:
     """The bus that signals come from: Kafka if KAFKA_BROKERS are set, else the folder."""
     if not settings.kafka_brokers:
         return local_bus_of(settings)
@@ -62,16 +65,19 @@ def kafka_properties(settings: Settings) -> dict[str, str]:
 
 def offline_of(settings: Settings) -> OfflineStore:
     """The store of the feature history. Raises ConfigError unless files can be written there."""
-    folder = settings.offline_data_path
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"OFFLINE_DATA_PATH `{folder}` cannot be written to: {error.strerror}; name a folder of this user's"
-        ) from error
+    _check_writable("OFFLINE_DATA_PATH", settings.offline_data_path)
     return open_offline(f"{settings.offline_format}:///{quote(str(settings.offline_data_path))}")
+
+
+def archive_of(settings: Settings) -> Archive:
+    """The archive. Raises ConfigError unless files can be written there."""
+    _check_writable("ARCHIVE_PATH", settings.archive_path)
+    return archive_to_read(settings)
+
+
+def archive_to_read(settings: Settings) -> Archive:
+    """The archive as it is, which may not be there; nothing is touched."""
+    return open_archive(f"parquet:///{quote(str(settings.archive_path))}")
 
 
 def dead_letters_of(settings: Settings) -> DeadLetters:
@@ -129,6 +135,14 @@ def signal_plan(settings: Settings, sets: FeatureSets, engine: Engine, bus: Bus)
         lateness=settings.lateness,
         holding=holding_of(settings) if settings.late_event_policy == "hold" else None,
     )
+    if settings.archive_signals:
+        archive, beside = archive_of(settings), Background()
+
+        def open_writer(part: str, resume: bytes | None) -> ArchiveWriter:
+            name = f"{engine.lineage}.{part}"
+            return ArchiveWriter(archive, beside, name, resume, durable=engine.durable)
+
+        source = replace(source, archive=open_writer)
     return SignalPlan(
         source=source,
         shards=settings.signal_shards,
@@ -141,6 +155,18 @@ def signal_plan(settings: Settings, sets: FeatureSets, engine: Engine, bus: Bus)
         durable=engine.durable,
         staged=settings.exactly_once_sink,
     )
+
+
+def _check_writable(name: str, folder: Path) -> None:
+    """Make the folder; raise ConfigError unless files can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{name} `{folder}` cannot be written to: {error.strerror}; name a folder of this user's"
+        ) from error
 
 
 def _policy_of(settings: Settings) -> dict[str, object]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from operators.replay import Late
     from operators.retained import Lateness
     from operators.set_windows import SetWindows
+    from operators.verdicts import Noted
 
 
 class Partitions(NamedTuple):
@@ -57,8 +58,11 @@ class Corrected:
 class Restating:
     """Late events on their way in, and what is retained for them, of one shard."""
 
-    def __init__(self, lateness: Lateness, sets: FeatureSets, windows: Sequence[SetWindows]) -> None:
-        """windows: the live ones, which take over what comes out."""
+    def __init__(
+        self, lateness: Lateness, sets: FeatureSets, windows: Sequence[SetWindows], noted: Noted | None = None
+    ) -> None:
+        """windows: the live ones, which take over what comes out. noted: hears what becomes of late events."""
+        self._noted = noted
         self.corrects = lateness.corrects
         self._grain_us = lateness.grain_us
         self._sets = sets.sets
@@ -145,7 +149,7 @@ class Restating:
     def apply(self, due: int, names: Entities, partitions: Partitions) -> Corrected:
         """Apply the corrections, at least one, that count at `due`, up to which everything is applied and closed."""
         again = numbered(self._due_at(due), [s.start for s in self._retained.segments])
-        replay = Replay(self._windows, self._retained, again, names.count, self._fields)
+        replay = Replay(self._windows, self._retained, again, names.count, self._fields, self._noted)
         replay.run(due, partitions.rank)
         mine = np.arange(len(again.entity))
         pairs = zip(self._windows, replay.windows, strict=True)

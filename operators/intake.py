@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from operators.decode import Decoder
+    from operators.records import Decoded
     from operators.retained import Lateness
 
 
@@ -87,9 +88,13 @@ class Intake:
         """The newest event time so far, microseconds, or NO_WATERMARK."""
         return self._watermark.newest
 
-    def take(self, chunk: RawChunk, known: tuple[str, ...]) -> Piece:
-        """Turn the partition's next messages into a piece."""
-        decoded = self._decoder.decode(chunk)
+    def decode(self, chunk: RawChunk) -> Decoded:
+        """Decode the partition's next messages; nothing is counted yet."""
+        return self._decoder.decode(chunk)
+
+    def take(self, chunk: RawChunk, known: tuple[str, ...], decoded: Decoded | None = None) -> Piece:
+        """Turn the partition's next messages into a piece. decoded: what `decode` said of them, if it was asked."""
+        decoded = self.decode(chunk) if decoded is None else decoded
         late, due = self._mark(decoded.batch.event_time)
         aside = late if due is None else late & (due == NO_WATERMARK)
         originals = tuple(chunk.message(int(i)) for i in decoded.index[aside])

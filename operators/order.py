@@ -17,6 +17,9 @@ from operators.window_loops import NEVER, Ordered
 _SHIFTS_PER_EVENT = 8
 """Insertion sort suits nearly sorted events; past this many shifts an event a full sort is cheaper."""
 
+NOT_ASKED = np.empty(0, np.uint8)
+"""Stands for the fates of events that nobody wants to know."""
+
 
 class Pending(NamedTuple):
     """Events that wait for the watermark, or are ready to apply, in the order of arrival.
@@ -103,8 +106,8 @@ def _by_entity(entity, entities):  # type: ignore[no-untyped-def]  # numba infer
 
 
 @njit
-def _dedupe(e, order, winner):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
-    """Mark the last of each run of equal keys in winner; return (duplicates, conflicts)."""
+def _dedupe(e, order, winner, fate):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    """Mark the last of each run of equal keys in winner; return (duplicates, conflicts). fate: of `Fate`, or empty."""
     duplicates = 0
     conflicts = 0
     last = order.shape[0] - 1
@@ -117,13 +120,17 @@ def _dedupe(e, order, winner):  # type: ignore[no-untyped-def]  # numba infers t
             winner[i] = True
         elif _same_content(e, mine, newest):
             duplicates += 1
+            if fate.shape[0]:
+                fate[mine] = 1
         else:
             conflicts += 1
+            if fate.shape[0]:
+                fate[mine] = 2
     return duplicates, conflicts
 
 
 @njit(cache=True, nogil=True)
-def _ordered(e, rank, entities):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+def _ordered(e, rank, entities, fate):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     order, start = _by_entity(e.entity, entities)
     winner = np.zeros(order.shape[0], np.bool_)
     duplicates = 0
@@ -135,7 +142,7 @@ def _ordered(e, rank, entities):  # type: ignore[no-untyped-def]  # numba infers
         groups += 1
         mine = order[start[s] : start[s + 1]]
         _sort_entity(e, rank, mine)
-        d, c = _dedupe(e, mine, winner[start[s] : start[s + 1]])
+        d, c = _dedupe(e, mine, winner[start[s] : start[s + 1]], fate)
         duplicates += d
         conflicts += c
     used = order.shape[0] - duplicates - conflicts
@@ -164,13 +171,16 @@ def _ordered(e, rank, entities):  # type: ignore[no-untyped-def]  # numba infers
     return group_entity, group_start, times, sets, values, duplicates, conflicts
 
 
-def in_order(events: Pending, rank: NDArray[np.int64], entities: int) -> tuple[Ordered, int, int]:
+def in_order(
+    events: Pending, rank: NDArray[np.int64], entities: int, fate: NDArray[np.uint8] = NOT_ASKED
+) -> tuple[Ordered, int, int]:
     """Return the events in the order of application, and the numbers of duplicates and conflicts.
 
     rank: int64 (partitions,), place of each partition's name in sorted order: the position in the log
     of two partitions' events is (name, offset). entities: number of entities in the shard.
+    fate: uint8 (n,) of zeros, in which duplicates and conflicts are marked as `operators.verdicts.Fate` says.
     """
-    *columns, duplicates, conflicts = _ordered(events, rank, entities)
+    *columns, duplicates, conflicts = _ordered(events, rank, entities, fate)
     return Ordered(*columns), int(duplicates), int(conflicts)
 
 

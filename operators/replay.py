@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from operators.records import RowBlock
     from operators.retained import Emitted, Retained, Segment
     from operators.set_windows import SetWindows
+    from operators.verdicts import Noted
 
 
 class Late(NamedTuple):
@@ -48,9 +49,16 @@ class Replay:
     """Numbered entities computed anew, from the segment of each one's first late event on."""
 
     def __init__(
-        self, windows: Sequence[SetWindows], retained: Retained, late: Late, entities: int, fields: int
+        self,
+        windows: Sequence[SetWindows],
+        retained: Retained,
+        late: Late,
+        entities: int,
+        fields: int,
+        noted: Noted | None = None,
     ) -> None:
-        """windows: the live ones, left alone. entities: in the shard. fields: that are decoded."""
+        """windows: the live ones, left alone. entities: in the shard. fields: decoded. noted: see Restating."""
+        self._noted = noted
         count = len(late.entity)
         self.windows = [each.fork(count) for each in windows]
         self.blocks: list[RowBlock] = []
@@ -70,7 +78,7 @@ class Replay:
             joining = np.flatnonzero(self._late.segment == k)
             self._join(segments[k], joining)
             until = segments[k + 1].start if k + 1 < len(segments) else due
-            self._through(segments[k], until, rank)
+            self._through(segments[k], until, rank, due)
             if k + 1 < len(segments):
                 self._save(segments[k + 1], np.flatnonzero(self._late.segment <= k))
 
@@ -90,13 +98,13 @@ class Replay:
             segment.states[i].floats[index] = each.state.floats[numbers]
             segment.states[i].ints[index] = each.state.ints[numbers]
 
-    def _through(self, segment: Segment, until: int, rank: NDArray[np.int64]) -> None:
+    def _through(self, segment: Segment, until: int, rank: NDArray[np.int64], due: int) -> None:
         events = self._retained.gathered(segment, self._small, self._fields)
         times = self._late.events.event_time
         pick = np.flatnonzero((times >= segment.start) & (times < until))
         if len(pick):
             late = chosen(self._late.events, pick)
-            self._count(events, late, rank)
+            self._count(events, late, rank, due)
             events = concatenate([events, late])
             segment.keep(late._replace(entity=self._late.entity[late.entity].astype(np.int32)))
         ordered, _, _ = in_order(events, rank, self._nameless.count)
@@ -105,12 +113,17 @@ class Replay:
             self.blocks.extend(each.close(until, self._nameless)[0])
         self.emitted += self._retained.emitted(segment, self._small, self._late.first)
 
-    def _count(self, events: Pending, late: Pending, rank: NDArray[np.int64]) -> None:
+    def _count(self, events: Pending, late: Pending, rank: NDArray[np.int64], due: int) -> None:
         """What late events do to the counts: only events of the same entity and time can share their keys."""
         there = _at_times(events.entity, events.event_time, self._late.start, self._late.times)
         same = chosen(events, there)
-        _, duplicates, conflicts = in_order(same, rank, self._nameless.count)
-        _, duplicates_now, conflicts_now = in_order(concatenate([same, late]), rank, self._nameless.count)
+        both = concatenate([same, late])
+        was, fate = np.zeros(len(same.entity), np.uint8), np.zeros(len(both.entity), np.uint8)
+        _, duplicates, conflicts = in_order(same, rank, self._nameless.count, was)
+        _, duplicates_now, conflicts_now = in_order(both, rank, self._nameless.count, fate)
+        if self._noted is not None:
+            changed = np.append(fate[: len(was)] != was, np.ones(len(late.entity), np.bool_))
+            self._noted.add(both, fate, np.flatnonzero(changed), due)
         self.duplicate += duplicates_now - duplicates
         self.conflict += conflicts_now - conflicts
         self.used += len(late.event_time) - (duplicates_now - duplicates) - (conflicts_now - conflicts)

@@ -14,11 +14,12 @@ import numpy as np
 from operators.corrections import Partitions, Restating
 from operators.entities import Entities
 from operators.feature_sets import FeatureSets
-from operators.order import Pending, Waiting, concatenate, cut_at, in_order, merge, room, take_ready
+from operators.order import NOT_ASKED, Pending, Waiting, concatenate, cut_at, in_order, merge, room, take_ready
 from operators.packing import pack, unpack, unpack_meta
 from operators.records import END_OF_TIME, NO_WATERMARK, RowBlock, SignalBatch
 from operators.set_windows import SetWindows
 from operators.shard import take
+from operators.verdicts import Fates, Noted
 from operators.watermark import ShardWatermark, Status, Tick
 from operators.window_loops import NEVER
 
@@ -59,10 +60,18 @@ class LateAtShard:
 class Shard:
     """All entities of one shard, for every feature set of the flow."""
 
-    def __init__(self, sets: FeatureSets, snapshot: bytes | None = None, lateness: Lateness | None = None) -> None:
+    def __init__(
+        self,
+        sets: FeatureSets,
+        snapshot: bytes | None = None,
+        lateness: Lateness | None = None,
+        *,
+        notes_fates: bool = False,
+    ) -> None:
         """Start empty, or from what `snapshot` returned under the same feature sets and lateness.
 
-        lateness: what late events may still change; None: nothing, and nothing is kept for them.
+        lateness: what late events may still change; None: nothing, and nothing is kept for them. notes_fates: for
+        `taken_fates`.
         Raises ResumeError if the snapshot is of another version.
         """
         self.counts = Counts()
@@ -76,7 +85,8 @@ class Shard:
         self._fresh = 0
         self._due = NEVER
         self._sets = [SetWindows(s, i, sets.fields) for i, s in enumerate(sets.sets)]
-        self._restating = None if lateness is None else Restating(lateness, sets, self._sets)
+        self._noted = Noted() if notes_fates else None
+        self._restating = None if lateness is None else Restating(lateness, sets, self._sets, self._noted)
         if snapshot is not None:
             self._restore(snapshot)
 
@@ -151,7 +161,10 @@ class Shard:
         """Apply what is ready, all there is below `now`, and close what ends by then."""
         blocks: list[RowBlock] = []
         if ready is not None:
-            events, duplicates, conflicts = in_order(ready, self._rank(), self._entities.count)
+            fate = NOT_ASKED if self._noted is None else np.zeros(len(ready.entity), np.uint8)
+            events, duplicates, conflicts = in_order(ready, self._rank(), self._entities.count, fate)
+            if self._noted is not None and duplicates + conflicts:
+                self._noted.add(ready, fate, np.flatnonzero(fate))
             self.counts.duplicate += duplicates
             self.counts.conflict += conflicts
             self.counts.used += len(events.event_time)
@@ -177,6 +190,13 @@ class Shard:
         self.counts.conflict += done.conflict
         self._due = min(self._due, done.upcoming)
         return done.blocks
+
+    def taken_fates(self) -> Fates | None:
+        """What became of events since the last call: of those used when their time came nothing is said.
+
+        Of an event that came late everything is said. Not part of the state: to be taken before a snapshot.
+        """
+        return None if self._noted is None else self._noted.taken(self._partitions)
 
     def outlook(self) -> tuple[int, int, int]:
         """Return (used, duplicate, conflict) that the pending events will count as, as known now.

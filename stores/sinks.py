@@ -13,6 +13,8 @@ from stores.writers import LogWriter, OfflineWriter, OnlineWriter, Rows
 if TYPE_CHECKING:
     from operators.feature_sets import FeatureSets
     from operators.records import DeadLetter
+    from stores.archive.columns import Verdicts
+    from stores.archive_writer import ArchiveWriter
     from stores.deadletters.port import DeadLetters
     from stores.features.port import Features
     from stores.holding.port import HeldEvent, Holding
@@ -170,6 +172,30 @@ class HoldingSink(FixedPartitionedSink[list["HeldEvent"], bytes]):
         return _Part(step_id, for_part, self._failed, lambda: _AtOnceWriter(self._store.put))
 
 
+class ArchiveSink(FixedPartitionedSink["Verdicts", bytes]):
+    """What shards found out about messages, to the archive by one writer. Exactly once with recovery."""
+
+    def __init__(self, open_writer: Callable[[str, bytes | None], ArchiveWriter], failed: Failure) -> None:
+        """open_writer: (part, what its snapshot returned)."""
+        self._open_writer = open_writer
+        self._failed = failed
+
+    def list_parts(self) -> list[str]:
+        """One writer: verdicts are few."""
+        return ["v0"]
+
+    def part_fn(self, item_key: str) -> int:
+        """Everything goes to the one writer."""
+        del item_key
+        return 0
+
+    def build_part(
+        self, step_id: str, for_part: str, resume_state: bytes | None
+    ) -> StatefulSinkPartition[Verdicts, bytes]:
+        """Open the writer."""
+        return _Part(step_id, for_part, self._failed, lambda: _Judging(self._open_writer(for_part, resume_state)))
+
+
 class _Writer(Protocol[Item_contra]):
     """What the three writers have in common."""
 
@@ -202,6 +228,15 @@ class _Part(StatefulSinkPartition[Item, bytes], Generic[Item]):
         except Exception as error:
             self._failed(*self._name, error)
             raise
+
+
+class _Judging:
+    """An ArchiveWriter that gets no messages, only verdicts."""
+
+    def __init__(self, writer: ArchiveWriter) -> None:
+        self.write = writer.judge
+        self.snapshot = writer.snapshot
+        self.close = writer.close
 
 
 class _AtOnceWriter(Generic[Item]):
