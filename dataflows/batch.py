@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from operators.feature_sets import FeatureSets
+    from operators.forgotten import Forgotten
     from operators.intake import Piece
     from operators.records import RowBlock
     from operators.retained import Lateness
@@ -38,7 +39,8 @@ _FIRST_EVENTS_MAX = 4096
 class BatchPlan:
     """What a batch run is made of. bound_us: WATERMARK_SECONDS in microseconds. topic: of the dead letters.
 
-    lateness: what late events may still change; held they are never.
+    lateness: what late events may still change; held they are never. forgotten: whose signals are refused; still_so
+    raises if that has changed since.
     """
 
     sets: FeatureSets
@@ -50,6 +52,8 @@ class BatchPlan:
     dead_letters: DeadLetters
     topic: Callable[[Path], str]
     lateness: Lateness | None = None
+    forgotten: Forgotten | None = None
+    still_so: Callable[[], None] = lambda: None
 
 
 @dataclass(slots=True)
@@ -121,7 +125,7 @@ def run_batch(plan: BatchPlan, paths: Sequence[Path], progress: Callable[[int], 
     All rows become visible at the end, or none. Rows that the store has already stay as they are and
     are counted as withheld. progress hears the bytes read since the last call.
     """
-    decoder = Decoder(plan.sets, event_bytes_max=plan.event_bytes_max)
+    decoder = Decoder(plan.sets, event_bytes_max=plan.event_bytes_max, forgotten=plan.forgotten)
     feeds = [
         _Feed(p, open_input(p, plan.event_bytes_max), Intake(p.stem, decoder, plan.bound_us, None, plan.lateness))
         for p in paths
@@ -136,6 +140,7 @@ def run_batch(plan: BatchPlan, paths: Sequence[Path], progress: Callable[[int], 
             if piece.rejects:
                 _refuse(piece, plan.topic(feed.path), plan.dead_letters)
             _push(shards, piece, output)
+        plan.still_so()
         output.publish()
     except BaseException:
         plan.offline.discard(output.writer, keep=())

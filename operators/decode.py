@@ -16,6 +16,7 @@ from operators import lane_tables, signal_rules
 from operators.compiled import kernel
 from operators.errors import SkippableError
 from operators.feature_sets import FeatureSets
+from operators.forgotten import Forgotten
 from operators.json_lane import hash_entities, read_messages
 from operators.lane_tables import Columns, Sources
 from operators.records import Decoded, RawChunk, Reject, SignalBatch
@@ -33,8 +34,14 @@ class Decoder:
     A pure function of the chunk: a decoder keeps nothing between calls, and threads may share it.
     """
 
-    def __init__(self, sets: FeatureSets, *, event_bytes_max: int = EVENT_BYTES_MAX) -> None:
-        """Decode the payload fields of `sets`; a message over `event_bytes_max` bytes is refused unread."""
+    def __init__(
+        self, sets: FeatureSets, *, event_bytes_max: int = EVENT_BYTES_MAX, forgotten: Forgotten | None = None
+    ) -> None:
+        """Decode the payload fields of `sets`; a message over `event_bytes_max` bytes is refused unread.
+
+        forgotten: whose signals are refused, and not even kept as rejects.
+        """
+        self._forgotten = forgotten
         self._sets = sets
         self._fields = sets.fields
         self._event_bytes_max = event_bytes_max
@@ -52,7 +59,8 @@ class Decoder:
         if judged.rows:
             columns = _with_entities(columns, judged)
             self._place(judged, columns, masks)
-        return _assemble(chunk, columns, masks, judged)
+        decoded = _assemble(chunk, columns, masks, judged)
+        return decoded if self._forgotten is None else self._forgotten.taken_out(decoded)
 
     def _read_plain(self, chunk: RawChunk) -> tuple[Columns, NDArray[np.uint64], NDArray[np.int64]]:
         """Columns and masks with a row a message, as far as the fast lane takes them, and those it leaves."""

@@ -77,8 +77,8 @@ def _by_set(blocks: list[RowBlock], sets: FeatureSets) -> Iterator[tuple[Feature
             yield declared, mine
 
 
-def _pack(meta: dict[str, object], blocks: list[RowBlock]) -> bytes:
-    """Snapshot of meta and of rows, which may wait for long: one block a set."""
+def pack_rows(meta: dict[str, object], blocks: list[RowBlock]) -> bytes:
+    """Return a snapshot of meta and of rows, which may wait for long: one block a set."""
     of_set = {index: join([b for b in blocks if b.set_index == index]) for index in {b.set_index for b in blocks}}
     arrays: dict[str, NDArray[np.generic]] = {}
     for index, b in sorted(of_set.items()):
@@ -90,7 +90,8 @@ def _pack(meta: dict[str, object], blocks: list[RowBlock]) -> bytes:
     return pack({**meta, "sets": sorted(of_set)}, arrays)
 
 
-def _unpack(state: bytes) -> tuple[dict[str, object], list[RowBlock]]:
+def unpack_rows(state: bytes) -> tuple[dict[str, object], list[RowBlock]]:
+    """Return what `pack_rows` was given; meta has `sets` besides. Raises ResumeError for another version."""
     meta, arrays = unpack(state)
     found = cast("list[int]", meta["sets"])
     return meta, [_unpacked(i, arrays) for i in found]
@@ -158,7 +159,7 @@ class OfflineWriter:
             "age": self._age,
             "withheld": [self.withheld.repeated, self.withheld.different],
         }
-        return _pack(meta, self._waiting)
+        return pack_rows(meta, self._waiting)
 
     def close(self) -> None:
         """Without durable snapshots nobody will come back for what is staged: publish it now."""
@@ -196,7 +197,7 @@ class OfflineWriter:
             self._tokens = ()
 
     def _restore(self, resume: bytes) -> None:
-        meta, self._waiting = _unpack(resume)
+        meta, self._waiting = unpack_rows(resume)
         self._rows = sum(map(len, self._waiting))
         self._sequence = cast("int", meta["sequence"])
         self._age = cast("int", meta["age"])
@@ -281,7 +282,7 @@ class OnlineWriter:
         self._changed = threading.Condition()
         saved: list[RowBlock] = []
         if resume is not None:
-            meta, saved = _unpack(resume)
+            meta, saved = unpack_rows(resume)
             declared, was = self._declared(), cast("list[list[object]]", meta["declared"])
             saved = [b for b in saved if b.set_index < len(declared) and declared[b.set_index] == was[b.set_index]]
         self._thread = threading.Thread(target=self._work, name="online-writer", daemon=True)
@@ -312,7 +313,7 @@ class OnlineWriter:
         """The rows that are not confirmed, newest an entity."""
         with self._changed:
             held = [*self._writing, *self._waiting]
-        return _pack({"declared": self._declared()}, self._newest(held))
+        return pack_rows({"declared": self._declared()}, self._newest(held))
 
     def close(self) -> None:
         """Stop the thread, which may finish what it is writing; the rest stays in the snapshot."""

@@ -10,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from operators.entities import gather_bytes
+from operators.forgotten import blanked
 from operators.records import NO_WATERMARK, TIMESTAMP, Decoded, RawChunk
 from operators.spans import gather_spans
 from stores.archive.port import FINAL, FIRST, MESSAGES, VERDICTS, First
@@ -70,8 +71,9 @@ def messages_of(raw: RawChunk, decoded: Decoded, late: Sequence[Late], newest: i
     """Return the messages of a chunk with what the decoder and the partition's watermark said of them.
 
     newest: the partition's newest event time before the chunk, or NO_WATERMARK. Nothing is copied where all
-    messages are signals.
+    messages are signals. Of a forgotten entity no bytes are taken.
     """
+    raw = blanked(raw, decoded)
     n, batch, index = len(raw.offsets), decoded.batch, decoded.index
     verdict, reason = np.zeros(n, np.uint8), np.zeros(n, np.uint8)
     words = list(dict.fromkeys([word for _, word in late] + [reject.reason for reject in decoded.rejects]))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from threading import Lock
 
 import pyarrow as pa
 
 from operators.errors import CorruptStoreError, ResumeError
 from stores.archive.columns import in_log_order
+from stores.archive.blanks import Blanks
 from stores.archive.layout import ArchiveToken, parse_archive_token
-from stores.archive.port import ALL, ArchiveKey, ArchiveSelection, Kind, Segment, check_stage
+from stores.archive.port import ALL, ArchiveKey, ArchiveSelection, Kind, Segment, Takes, check_stage
 from stores.archive.repeats import foreign, segment_of, withhold
 from stores.offline.layout import FileName
 from stores.offline.port import Withheld, check_writer
@@ -108,6 +110,19 @@ class MemoryArchive:
         if rows is None:
             raise CorruptStoreError(f"`{token}` is gone from the archive")
         return rows if columns is None else rows.select(list(columns))
+
+    def blank(self, takes: Takes) -> int:
+        """Blank messages; see `Archive.blank`."""
+        self._check_open()
+        blanks = Blanks(takes)
+        with self._lock:
+            for kind in ("signals", "verdicts"):
+                for token in [t for t in self._staged if t.key.kind == kind]:
+                    self._staged[token] = [blanks.applied(token.key, rows) for rows in self._staged[token]]
+                for token in [t for t in self._published if t.key.kind == kind]:
+                    found = {s: blanks.applied(token.key, rows) for s, rows in self._published[token].items()}
+                    self._published[token] = {replace(s, rows=len(r)): r for s, r in found.items() if len(r)}
+        return blanks.count
 
     def close(self) -> None:
         """Let go of all messages."""

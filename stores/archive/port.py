@@ -14,13 +14,15 @@ a message, known by (partition, offset), that another lineage has published on t
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date as calendar_date
 from enum import IntEnum
 from typing import Literal, Protocol
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from operators.errors import ConfigError
 from operators.records import TIMESTAMP
@@ -173,6 +175,10 @@ class StagedFile(Protocol):
         ...
 
 
+Takes = Callable[[pa.Table], NDArray[np.bool_]]
+"""Says which rows of MESSAGES are to be blanked, bool (n,)."""
+
+
 class Archive(Protocol):
     """All messages in two steps: staged ones are durable and invisible, published ones are visible.
 
@@ -220,6 +226,14 @@ class Archive(Protocol):
         """All rows of a segment, with these columns, or all of them.
 
         Raises CorruptStoreError for a file that is gone or cannot be read, KeyError for an unknown column.
+        """
+        ...
+
+    def blank(self, takes: Takes) -> int:
+        """Leave of these messages, staged ones too, that there was one: dead, forgotten, without bytes and entity.
+
+        What was found out about them later goes. Return how many there were. Safe to repeat, and after a kill; other
+        messages and the segments they are in stay as they are.
         """
         ...
 

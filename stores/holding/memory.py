@@ -61,8 +61,19 @@ class MemoryHolding:
         """Return released events; see `Holding.released`."""
         with self._lock:
             self._check_open()
-            names = self._released[after : after + limit]
-            return [(after + 1 + i, self._events[name]) for i, name in enumerate(names)]
+            numbered = enumerate(self._released[after:], after + 1)
+            return [(number, self._events[name]) for number, name in numbered if name in self._events][:limit]
+
+    def forget(self, entity_id: str) -> int:
+        """Forget the entity's events; see `Holding.forget`."""
+        with self._lock:
+            self._check_open()
+            gone = [name for name, event in self._events.items() if event.entity_id == entity_id]
+            for name in gone:
+                del self._events[name]
+                self._held.pop(name, None)
+            self._released = ["" if name in gone else name for name in self._released]
+            return len(gone)
 
     def close(self) -> None:
         """Let go of all events."""

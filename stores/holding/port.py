@@ -32,7 +32,7 @@ class HeldEvent:
 
 
 class Holding(Protocol):
-    """Late events that are held, then released or dropped; never forgotten, so that a replay brings none back.
+    """Late events that are held, then released or dropped; they stay known, so that a replay brings none back.
 
     Methods raise ValueError once the store is closed, RetryableError when it is locked by others for too long,
     CorruptStoreError when it is damaged, FatalError when the disk is full or fails. Several threads and processes
@@ -68,6 +68,13 @@ class Holding(Protocol):
 
     def released(self, after: int, *, limit: int = 1000) -> Sequence[tuple[int, HeldEvent]]:
         """Return up to `limit` released events with numbers above `after`, by their numbers, which start at 1."""
+        ...
+
+    def forget(self, entity_id: str) -> int:
+        """Leave no byte of the entity's events, whatever became of them; return how many there were. Safe to repeat.
+
+        They are not known any more. Numbers that were given stay given.
+        """
         ...
 
     def close(self) -> None:

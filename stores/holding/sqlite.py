@@ -38,7 +38,12 @@ _PUT = f"INSERT INTO held ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CON
 _HELD = "state = 'held' AND (:reason IS NULL OR reason = :reason)"
 _LIST = f"SELECT {_COLUMNS} FROM held WHERE {_HELD} ORDER BY place LIMIT :limit"  # noqa: S608  # names of ours
 _COUNT = f"SELECT count(*) FROM held WHERE {_HELD}"  # noqa: S608  # names of ours
-_RELEASED = f"SELECT number, {_COLUMNS} FROM held WHERE number > ? ORDER BY number LIMIT ?"  # noqa: S608  # names of ours
+_RELEASED = f"SELECT number, {_COLUMNS} FROM held WHERE number > ? AND state = 'released' ORDER BY number LIMIT ?"  # noqa: S608  # names of ours
+_FORGOTTEN = """
+UPDATE held SET state = 'dropped', topic = '', partition = '', "offset" = -place, reason = '', watermark_us = 0,
+    entity_id = '', event_time_us = 0, sequence = 0, original = x''
+WHERE entity_id = ? AND number IS NOT NULL
+"""
 _ALL = "SELECT place FROM held WHERE state = 'held' ORDER BY topic, partition, \"offset\""
 _NAMED = "SELECT place FROM held WHERE state = 'held' AND topic || '/' || partition || '/' || \"offset\" = ?"
 _IN_ORDER = 'SELECT topic, partition, "offset" FROM held WHERE place = ?'
@@ -96,6 +101,16 @@ class SqliteHolding:
         with self._file.held("reading") as connection:
             rows = connection.execute(_RELEASED, (after, limit)).fetchall()
         return [(number, HeldEvent(*row)) for number, *row in rows]
+
+    def forget(self, entity_id: str) -> int:
+        """Delete the entity's events; see `Holding.forget`. A number that was given keeps an empty row."""
+        with self._file.written("forgetting") as connection:
+            before = connection.total_changes
+            connection.execute("DELETE FROM held WHERE entity_id = ? AND number IS NULL", (entity_id,))
+            connection.execute(_FORGOTTEN, (entity_id,))
+            gone = connection.total_changes - before
+        self._file.scrub()
+        return gone
 
     def close(self) -> None:
         """Close the file; see `Holding.close`."""

@@ -159,6 +159,14 @@ class OfflineStore(Protocol):
         """
         ...
 
+    def forget(self, entity_id: str) -> int:
+        """Take out the entity's rows, staged ones too; return how many there were. Safe to repeat, and after a kill.
+
+        Rows of others stay as they are: readers see each once at any moment, and tokens stay good. Raises
+        RetryableError while others change or read the same files for too long.
+        """
+        ...
+
     def close(self) -> None:
         """Let go of what is held; staged rows stay staged. Safe to repeat."""
         ...
