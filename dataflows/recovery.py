@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pickle
+import re
 import shutil
 import sqlite3
 import time
@@ -134,7 +135,7 @@ class Recovery:
 
     def _refuse_strangers(self) -> None:
         """Raise ConfigError if there are files that no run of ours has made, before one of ours is among them."""
-        names = {path.name for path in self.folder.iterdir()} - {_LOCK, *_OTHERS}
+        names = {path.name for path in self.folder.iterdir() if not was_made(path)} - {_LOCK, *_OTHERS}
         if names and not (self.folder / _DRAFT).exists() and not (self.folder / _MANIFEST).exists():
             raise ConfigError(
                 f"RECOVERY_DIR `{self.folder}` is not empty and was not made by Headrace; name an empty folder"
@@ -186,6 +187,11 @@ class Recovery:
             for database in databases:
                 database.execute("DELETE FROM snaps WHERE snap_epoch >= ?", (resume,))
                 database.commit()
+
+
+def was_made(folder: Path) -> bool:
+    """Whether it is a recovery folder, or was about to become one."""
+    return any((folder / name).exists() for name in (_MANIFEST, _DRAFT))
 
 
 def resume_epoch(databases: list[sqlite3.Connection]) -> int:
@@ -283,8 +289,22 @@ def _compare(folder: Path, saved: dict[str, object], wanted: dict[str, object]) 
             )
         raise ConfigError(
             f"RECOVERY_DIR `{folder}` belongs to a run with another {name} (there `{was}`, here `{now}`);"
-            " set it back, or name an empty folder to start anew"
+            f" {_version_hint(name, was)}set it back, or name an empty folder to start anew"
         )
+
+
+def _version_hint(name: str, was: object) -> str:
+    """What to do if it is a feature set that has changed, or is new: a version is never mixed with another one."""
+    found = re.fullmatch(r"feature set(?: `(\w+)` version (\d+)(.*))?", name)
+    if found is None or found[1] is None:
+        return ""
+    if was == "not declared" and not found[3]:
+        return f"`headrace backfill signals --feature-set {found[1]} --version {found[2]}` computes it beside; or "
+    version = int(found[2]) + 1
+    return (
+        f"declare what has changed as version {version} beside version {found[2]}, and `headrace backfill signals"
+        f" --feature-set {found[1]} --version {version}` computes it; or "
+    )
 
 
 def _first_difference(name: str, was: object, now: object) -> tuple[str, object, object] | None:

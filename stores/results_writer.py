@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, cast
 
 from operators.feature_events import feature_events
 from operators.rows import join, to_tables
-from stores.writers import Append, Rows, by_set, pack_rows, unpack_rows
+from stores.row_states import pack_rows, unpack_rows
+from stores.writers import Append, Rows, by_set
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

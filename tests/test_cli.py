@@ -24,8 +24,19 @@ from tests.flows import ROOT, SETS, Log, Place, clean_log, dirty_log
 
 COMMANDS = {
     (): (
-        "documents", "search", "doctor", "produce", "demo", "signals", "features", "compact", "backfill", "dlq", "late",
-        "verify", "topics",
+        "documents",
+        "search",
+        "doctor",
+        "produce",
+        "demo",
+        "signals",
+        "features",
+        "compact",
+        "backfill",
+        "dlq",
+        "late",
+        "verify",
+        "topics",
     ),
     ("backfill",): ("signals", "documents"),
     ("dlq",): ("list", "show", "replay", "drop"),
@@ -113,7 +124,7 @@ def a_file(place: Place) -> str:
 WRONG_SETTINGS = [
     ("WATERMARK_SECONDS", "abc", "WATERMARK_SECONDS is `abc`"),
     ("STREAM_BATCH_SIZE", "0", "STREAM_BATCH_SIZE is `0`"),
-    ("LATE_EVENT_POLICY", "hold", "does not know `hold` yet; `drop` is allowed"),
+    ("LATE_EVENT_POLICY", "ignore", "'drop'"),
     ("ONLINE_STORE", "redis", "'feast' or 'none'"),
     ("FEATURE_SETS_PATH", "nowhere.toml", "FEATURE_SETS_PATH `nowhere.toml` cannot be read: No such file"),
     ("OFFLINE_DATA_PATH", "FILE", "cannot be written to"),

@@ -23,7 +23,12 @@ def place(tmp_path: Path, kafka: str) -> Iterator[DocumentPlace]:
     name = f"docs-{uuid.uuid4().hex}"
     told = {"TOPIC_DLQ": f"{name}.dlq", "TOPIC_RESULTS": f"{name}.results"}
     create_topic(kafka, name, beside=list(told.values()))
-    settings: dict[str, object] = {"KAFKA_BROKERS": kafka, "TOPIC_DOCS": name, "KAFKA_CONFIG": "fetch.wait.max.ms=20", **told}
+    settings: dict[str, object] = {
+        "KAFKA_BROKERS": kafka,
+        "TOPIC_DOCS": name,
+        "KAFKA_CONFIG": "fetch.wait.max.ms=20",
+        **told,
+    }
     with DocumentPlace(tmp_path / "place", settings=settings) as made:
         yield made
 

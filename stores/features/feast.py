@@ -94,6 +94,16 @@ class FeastFeatures:
                 found.append(row)
         return found
 
+    def forget(self, entity_id: str) -> int:
+        """Delete the entity's rows from every view of the registry that is of entities; see `Features.forget`."""
+        from stores.features.feast_erase import delete_entity
+
+        with self._locked():
+            store, _ = self._open()
+            gone = delete_entity(store, _keys([entity_id])[0], beside=(_TIMES,))
+            self._newest.drop(entity_id)
+        return gone
+
     def close(self) -> None:
         """Let go of the store; its connections end with it."""
         with self._lock:

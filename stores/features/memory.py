@@ -38,6 +38,10 @@ class MemoryFeatures:
         table = self._table(view)
         return [table[entity][1] if entity in table else None for entity in entity_ids]
 
+    def forget(self, entity_id: str) -> int:
+        """Take the entity's rows out."""
+        return sum(table.pop(entity_id, None) is not None for table in self._views.values())
+
     def close(self) -> None:
         """Do nothing."""
 

@@ -22,5 +22,9 @@ class NoFeatures:
         """Know no entity."""
         return [None] * len(entity_ids)
 
+    def forget(self, entity_id: str) -> int:  # noqa: ARG002  # the port's names
+        """Know no entity."""
+        return 0
+
     def close(self) -> None:
         """Do nothing."""

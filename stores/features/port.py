@@ -74,6 +74,13 @@ class Features(Protocol):
         Raises as `write` does.
         """
 
+    def forget(self, entity_id: str) -> int:
+        """Take the entity's row out of every view that the store knows; return how many there were. Safe to repeat.
+
+        Views of other feature sets and versions are among them. Raises as `write` does, and ConfigError for a kind of
+        store from which nobody here knows how to delete; the message says what to delete.
+        """
+
     def close(self) -> None:
         """Let go of connections. Safe to call twice; the store is not used afterwards."""
 

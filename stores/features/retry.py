@@ -30,6 +30,10 @@ class RetryingFeatures:
         """Give the served rows."""
         return self._patience.call(lambda: self._inner.read(view, entity_ids))
 
+    def forget(self, entity_id: str) -> int:
+        """Take the entity's rows out."""
+        return self._patience.call(lambda: self._inner.forget(entity_id))
+
     def close(self) -> None:
         """Close the store, without a second try."""
         self._inner.close()

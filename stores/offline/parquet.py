@@ -140,6 +140,16 @@ class ParquetOfflineStore:
         self._check_open()
         return self._scan(selection, None if columns is None else list(columns))
 
+    def forget(self, entity_id: str) -> int:
+        """Write the files anew that hold the entity's rows; see `OfflineStore.forget`."""
+        from stores.offline.erase import erase_entity  # it builds on this module
+
+        self._check_open()
+        gone = erase_entity(self._layout, entity_id)
+        self._foreign = ForeignRowsCache()
+        self._checked.clear()
+        return gone
+
     def close(self) -> None:
         """Forget what was cached, and let go of what backfills have claimed."""
         self._closed = True

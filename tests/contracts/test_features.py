@@ -264,6 +264,11 @@ class AwayFor:
         self._fail()
         return self.inner.read(view, entity_ids)
 
+    def forget(self, entity_id: str) -> int:
+        """Pass on."""
+        self._fail()
+        return self.inner.forget(entity_id)
+
     def close(self) -> None:
         """Pass on."""
         self.inner.close()

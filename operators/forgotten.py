@@ -1,0 +1,95 @@
+"""Names that must not come back: entities and documents that were forgotten, known by salted hashes alone. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from operators.hashes import murmur3_bytes
+from operators.records import Decoded, RawChunk, Reject
+from operators.shard import take
+
+Kind = Literal["entity", "document"]
+
+REASON = "forgotten"
+"""Of a message that is refused since its entity is forgotten."""
+
+DETAIL = "its entity is forgotten; the bytes are not kept"
+
+SALT_BYTES = 16
+
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+_SHIFT = np.uint64(29)
+
+
+def name_hash(salt: bytes, kind: Kind, name: str) -> bytes:
+    """The 32 bytes by which a name is known. Lone surrogates count as they are."""
+    return blake2b(name.encode("utf-8", "surrogatepass"), digest_size=32, key=salt, person=kind.encode()).digest()
+
+
+def quick_hash(salt: bytes, entity: str) -> int:
+    """A number of 64 bits by which events of a forgotten entity are found among others."""
+    low = int.from_bytes(murmur3_bytes(entity.encode("utf-8", "surrogatepass"))[:8], "little")
+    return int(_mixed(salt, np.array([low], np.uint64))[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What is forgotten. quick: uint64 (n,), rising, `quick_hash` of the entities. names: `name_hash` of everything."""
+
+    salt: bytes
+    quick: NDArray[np.uint64]
+    names: frozenset[bytes]
+
+    def has(self, kind: Kind, name: str) -> bool:
+        """Whether the name is forgotten."""
+        return name_hash(self.salt, kind, name) in self.names
+
+    def taken_out(self, decoded: Decoded) -> Decoded:
+        """Signals of forgotten entities as rejects without bytes; the others as they are.
+
+        Costs a search of each event's hash; only where that finds one is a name hashed.
+        """
+        if len(self.quick) == 0 or len(decoded.batch) == 0:
+            return decoded
+        batch = decoded.batch
+        mixed = _mixed(self.salt, batch.entity_hash)
+        place = np.minimum(np.searchsorted(self.quick, mixed), len(self.quick) - 1)
+        near = np.flatnonzero(self.quick[place] == mixed)
+        if len(near) == 0:
+            return decoded
+        known: dict[str, bool] = {}
+        gone = np.zeros(len(batch), np.bool_)
+        for row in near.tolist():
+            name = batch.entity(row)
+            if name not in known:
+                known[name] = self.has("entity", name)
+            gone[row] = known[name]
+        rows = np.full(len(batch), -1) if decoded.rows is None else decoded.rows
+        found = zip(decoded.index[gone].tolist(), batch.offset[gone].tolist(), rows[gone].tolist(), strict=True)
+        rejects = [Reject(i, offset, REASON, DETAIL, b"", row=None if row < 0 else row) for i, offset, row in found]
+        merged = sorted((*decoded.rejects, *rejects), key=lambda r: (r.index, -1 if r.row is None else r.row))
+        kept = None if decoded.rows is None else rows[~gone]
+        return Decoded(take(batch, np.flatnonzero(~gone)), decoded.index[~gone], tuple(merged), kept)
+
+
+def blanked(raw: RawChunk, decoded: Decoded) -> RawChunk:
+    """The chunk without the bytes of messages that are refused as forgotten, for whoever keeps messages."""
+    gone = [reject.index for reject in decoded.rejects if reject.reason == REASON]
+    if not gone:
+        return raw
+    lengths = raw.lengths.copy()
+    lengths[gone] = 0
+    return replace(raw, lengths=lengths)
+
+
+def _mixed(salt: bytes, hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Hashes of names that nobody can look up without the salt."""
+    key = np.frombuffer(salt[:8], "<u8").astype(np.uint64)
+    mixed = (hashes ^ key) * _MIX
+    out: NDArray[np.uint64] = (mixed ^ (mixed >> _SHIFT)) * _MIX
+    return out
