@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 
 from operators.records import NO_WATERMARK
-from stores.archive.columns import Verdicts, messages_of
+from stores.archive.columns import CORRECTS, Verdicts, messages_of, refused_in
 from stores.archive.port import Verdict
 from stores.archive_writer import ArchiveWriter
 
@@ -51,7 +51,11 @@ class SlotArchive:
     def write(self, chunk: RawChunk, decoded: Decoded, piece: Piece, newest: int) -> None:
         """Take a chunk with what became of it. newest: the partition's newest event time before it."""
         if self._writer is not None and len(chunk.offsets):
-            self._writer.write(messages_of(chunk, decoded, late_marks(piece), newest))
+            late = late_marks(piece)
+            messages = messages_of(chunk, decoded, late, newest)
+            self._writer.write(messages)
+            for refused in refused_in(messages, decoded, late, newest):
+                self._writer.judge(refused)
 
     def states(self) -> dict[str, dict[str, object]]:
         """The state, if there is one, by its name: as that of a partition that has no position and has seen nothing."""
@@ -73,18 +77,21 @@ def late_marks(piece: Piece) -> list[Late]:
     if piece.due is None:
         return [(piece.late, "late")]
     corrects = piece.due != NO_WATERMARK
-    return [(corrects, "correct"), (piece.late & ~corrects, "too_old")]
+    return [(corrects, CORRECTS), (piece.late & ~corrects, "too_old")]
 
 
-def verdicts_of(fates: Fates | None, late: Sequence[LateAtShard]) -> list[Verdicts]:
-    """What a shard found out, as the archive takes it."""
+def verdicts_of(
+    fates: Fates | None, late: Sequence[LateAtShard], rows_of: Callable[[LateAtShard], Sequence[int]]
+) -> list[Verdicts]:
+    """What a shard found out, as the archive takes it. rows_of: place of each in a message of many signals, or -1."""
     found = [] if fates is None else [Verdicts(*fates)]
     for each in late:
         events = each.events
         n = len(events)
         verdict, known_at = np.full(n, Verdict.LATE, np.uint8), np.full(n, each.watermark)
         place = (events.offset, events.event_time, verdict, known_at)
-        found.append(Verdicts((events.partition,), np.zeros(n, np.int32), *place, each.reason))
+        rows = np.array(rows_of(each), np.int32)
+        found.append(Verdicts((events.partition,), np.zeros(n, np.int32), *place, each.reason, rows))
     return found
 
 

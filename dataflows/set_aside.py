@@ -53,6 +53,11 @@ def late_at_shard_messages(late: LateAtShard, topic: str, bus: Bus, declared: Fe
     return [late_message(original, topic, events, i, late.reason, row) for i, (row, original) in enumerate(found)]
 
 
+def rows_of(late: LateAtShard, topic: str, bus: Bus, declared: FeatureSets) -> list[int]:
+    """Of each event its place in a message of many signals, -1 for a message of its own; see late_at_shard_messages."""
+    return [row for row, _ in _fetched(late.events, topic, bus, declared)]
+
+
 def held_events(piece: Piece, topic: str) -> list[HeldEvent]:
     """The piece's late events as they are held, in the order of the log."""
     index = piece.set_aside

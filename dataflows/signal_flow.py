@@ -25,6 +25,7 @@ from dataflows.set_aside import (
     late_at_shard_messages,
     late_messages,
     letters_of,
+    rows_of,
     tell_refused,
 )
 from dataflows.signal_source import SignalSource, SourcePlan
@@ -181,7 +182,7 @@ def build(plan: SignalPlan) -> Dataflow:
         "windows", shares, lambda resume: WindowsLogic(source.sets, resume, source.lateness, notes_fates=archived)
     )
     if source.archive is not None:
-        verdicts = op.flat_map_batch("verdicts", closed, _logged("archive", _verdicts))
+        verdicts = op.flat_map_batch("verdicts", closed, _logged("archive", lambda c: _verdicts(c, plan)))
         op.output("archive", verdicts, ArchiveSink(source.archive, failed))
 
     refused = None if plan.beside else _lay_set_aside(plan, pieces, closed)
@@ -342,8 +343,10 @@ def _late_here(pair: tuple[str, Closed], plan: SignalPlan) -> list[tuple[str, li
     return [("log", messages)] if messages else []
 
 
-def _verdicts(pair: tuple[str, Closed]) -> list[tuple[str, Verdicts]]:
-    return [("verdicts", found) for found in verdicts_of(pair[1].fates, pair[1].late)]
+def _verdicts(pair: tuple[str, Closed], plan: SignalPlan) -> list[tuple[str, Verdicts]]:
+    source = plan.source
+    found = verdicts_of(pair[1].fates, pair[1].late, lambda late: rows_of(late, source.topic, source.bus, source.sets))
+    return [("verdicts", verdicts) for verdicts in found]
 
 
 def _held_there(piece: Piece, topic: str) -> list[tuple[str, list[HeldEvent]]]:

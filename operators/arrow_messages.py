@@ -115,6 +115,20 @@ def find_rows(
     return [(row, row_message(rows.batch, offset, row)) for row in found]
 
 
+def without_rows(message: bytes, rows: Sequence[int]) -> bytes:
+    """The message with nothing but nulls in these rows, so that the others keep their places."""
+    batch = read_stream(message)
+    places = np.arange(len(batch))
+    gone = np.isin(places, rows)
+    kept = pa.array(places, mask=gone)
+    plain = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in batch.columns]
+    found = pa.RecordBatch.from_arrays([column.take(kept) for column in plain], names=batch.schema.names)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, found.schema) as writer:
+        writer.write_batch(found)
+    return bytes(sink.getvalue())
+
+
 class _Room:
     """Columns for all signals of a chunk, filled from the front."""
 

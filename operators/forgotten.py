@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from operators.arrow_messages import without_rows
 from operators.hashes import murmur3_bytes
 from operators.records import Decoded, RawChunk, Reject
 from operators.shard import take
@@ -78,13 +79,25 @@ class Forgotten:
 
 
 def blanked(raw: RawChunk, decoded: Decoded) -> RawChunk:
-    """The chunk without the bytes of messages that are refused as forgotten, for whoever keeps messages."""
-    gone = [reject.index for reject in decoded.rejects if reject.reason == REASON]
+    """The chunk without the bytes of messages that are refused as forgotten, for whoever keeps messages.
+
+    Of a message of many signals only the rows go that are: it is written anew, with nulls in their places.
+    """
+    gone = [(reject.index, reject.row) for reject in decoded.rejects if reject.reason == REASON]
     if not gone:
         return raw
-    lengths = raw.lengths.copy()
-    lengths[gone] = 0
-    return replace(raw, lengths=lengths)
+    lengths, starts, data = raw.lengths.copy(), raw.starts, raw.data
+    lengths[[index for index, row in gone if row is None]] = 0
+    many: dict[int, list[int]] = {}
+    for index, row in gone:
+        if row is not None:
+            many.setdefault(index, []).append(row)
+    for index, rows in many.items():
+        message = without_rows(raw.message(index), rows)
+        starts = np.where(np.arange(len(starts)) == index, len(data), starts)
+        data = np.concatenate([data, np.frombuffer(message, np.uint8)])
+        lengths[index] = len(message)
+    return replace(raw, data=data, starts=starts, lengths=lengths)
 
 
 def _mixed(salt: bytes, hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:

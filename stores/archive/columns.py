@@ -13,7 +13,7 @@ from operators.entities import gather_bytes
 from operators.forgotten import blanked
 from operators.records import NO_WATERMARK, TIMESTAMP, Decoded, RawChunk
 from operators.spans import gather_spans
-from stores.archive.port import FINAL, FIRST, MESSAGES, VERDICTS, First
+from stores.archive.port import FINAL, FIRST, MESSAGES, VERDICTS, First, Verdict
 
 DAY_US = 86_400_000_000
 
@@ -21,6 +21,9 @@ _TAKEN = MESSAGES.field("taken_at").type
 
 Late = tuple[NDArray[np.bool_], str]
 """Which of a decoder's signals are late, bool (signals,), and for which reason."""
+
+CORRECTS = "correct"
+"""Reason of a late signal that counts all the same, as a correction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,7 @@ class Messages:
     event_time: int64 (n,), microseconds, NO_WATERMARK for dead ones. day: int64 (n,), days since 1970.
     entity_data, entity_offsets: UTF-8 bytes and int64 (n + 1,), no bytes for dead ones.
     verdict: uint8 (n,), of `First`. reason: uint8 (n,), 0 for none, else 1 + its place in `reasons`.
+    rows: int32 (n,), rows of messages of many signals, -1 for one of its own; None if all are.
     """
 
     raw: RawChunk
@@ -40,6 +44,7 @@ class Messages:
     verdict: NDArray[np.uint8]
     reason: NDArray[np.uint8]
     reasons: tuple[str, ...]
+    rows: NDArray[np.int32] | None = None
 
     def __len__(self) -> int:
         """Messages, good and bad."""
@@ -51,7 +56,8 @@ class Verdicts:
     """What was found out about messages that were read earlier; n in all, in any order.
 
     partitions: names; partition: int32 (n,), into them. offset, event_time, known_at: int64 (n,), event_time that of
-    the message. verdict: uint8 (n,), of `Verdict`. reason: of all of them, or None.
+    the message. verdict: uint8 (n,), of `Verdict`. reason: of all of them, or None. row: int32 (n,), place in a message
+    of many signals, -1 for others; None if that is not known of any.
     """
 
     partitions: tuple[str, ...]
@@ -61,6 +67,7 @@ class Verdicts:
     verdict: NDArray[np.uint8]
     known_at: NDArray[np.int64]
     reason: str | None = None
+    row: NDArray[np.int32] | None = None
 
     def __len__(self) -> int:
         """Verdicts."""
@@ -74,6 +81,8 @@ def messages_of(raw: RawChunk, decoded: Decoded, late: Sequence[Late], newest: i
     messages are signals. Of a forgotten entity no bytes are taken.
     """
     raw = blanked(raw, decoded)
+    if decoded.rows is not None:
+        return _of_many(raw, decoded, late, newest)
     n, batch, index = len(raw.offsets), decoded.batch, decoded.index
     verdict, reason = np.zeros(n, np.uint8), np.zeros(n, np.uint8)
     words = list(dict.fromkeys([word for _, word in late] + [reject.reason for reject in decoded.rejects]))
@@ -94,6 +103,69 @@ def messages_of(raw: RawChunk, decoded: Decoded, late: Sequence[Late], newest: i
         day = time // DAY_US
         day[dead] = np.maximum(np.maximum.accumulate(np.maximum(time, newest))[dead], 0) // DAY_US
     return Messages(raw, time, day, batch.entity_data, ends, verdict, reason, tuple(words))
+
+
+def _of_many(raw: RawChunk, decoded: Decoded, late: Sequence[Late], newest: int) -> Messages:
+    """The same where some messages are of many signals: each is one message."""
+    n, batch, index = len(raw.offsets), decoded.batch, decoded.index
+    own = np.ones(len(index), np.bool_) if decoded.rows is None else decoded.rows < 0
+    words = list(dict.fromkeys([word for _, word in late] + [reject.reason for reject in decoded.rejects]))
+    code = np.zeros(len(index), np.uint8)
+    for mask, word in late:
+        code[mask if word != CORRECTS else mask & own] = 1 + words.index(word)
+    good, aside = np.bincount(index, minlength=n), np.bincount(index[code > 0], minlength=n)
+    verdict = np.where(good == 0, First.DEAD, np.where(aside == good, First.LATE, First.ACCEPTED)).astype(np.uint8)
+    heads = np.flatnonzero(np.append(True, np.diff(index) != 0)[: len(index)])
+    reason, rows = np.zeros(n, np.uint8), np.full(n, -1, np.int32)
+    reason[index[heads]] = np.where(aside[index[heads]] == good[index[heads]], code[heads], 0)
+    many = np.bincount([r.index for r in decoded.rejects if r.row is not None], minlength=n).astype(np.int64)
+    many += np.bincount(index[~own], minlength=n)
+    rows[many > 0] = many[many > 0]
+    for reject in reversed(decoded.rejects):
+        if good[reject.index] == 0:
+            reason[reject.index] = 1 + words.index(reject.reason)
+    time, top = np.full((2, n), NO_WATERMARK, np.int64)
+    time[index[heads]] = batch.event_time[heads]
+    np.maximum.at(top, index, batch.event_time)
+    day, dead = time // DAY_US, good == 0
+    day[dead] = np.maximum(np.maximum.accumulate(np.maximum(top, newest))[dead], 0) // DAY_US
+    data, ends = gather_bytes(batch.entity_data, batch.entity_offsets, np.flatnonzero(own))
+    sizes = np.zeros(n + 1, np.int64)
+    sizes[index[own] + 1] = np.diff(ends)
+    return Messages(raw, time, day, data, np.cumsum(sizes), verdict, reason, tuple(words), rows)
+
+
+def refused_in(messages: Messages, decoded: Decoded, late: Sequence[Late], newest: int) -> Iterator[Verdicts]:
+    """Yield what is known at once of rows of messages of many signals that count for nothing, by reason.
+
+    messages: as `messages_of` gave them. Of a message that is dead as a whole nothing is said.
+    """
+    if decoded.rows is None:
+        return
+    top = np.full(len(messages), NO_WATERMARK, np.int64)
+    np.maximum.at(top, decoded.index, decoded.batch.event_time)
+    known = np.maximum.accumulate(np.maximum(top, newest))
+    found: dict[tuple[str, int], list[tuple[int, int]]] = {}
+    for mask, word in late:
+        aside = np.flatnonzero(mask & (decoded.rows >= 0)) if word != CORRECTS else ()
+        for i in aside:
+            found.setdefault((word, Verdict.LATE), []).append((int(decoded.index[i]), int(decoded.rows[i])))
+    for reject in decoded.rejects:
+        if reject.row is not None and messages.verdict[reject.index] != First.DEAD:
+            found.setdefault((reject.reason, Verdict.DEAD), []).append((reject.index, reject.row))
+    for (word, verdict), pairs in found.items():
+        index, row = np.array(pairs, np.int64).T
+        n = len(index)
+        yield Verdicts(
+            (messages.raw.partition,),
+            np.zeros(n, np.int32),
+            messages.raw.offsets[index],
+            messages.event_time[index],
+            np.full(n, verdict, np.uint8),
+            known[index],
+            word,
+            row.astype(np.int32),
+        )
 
 
 def owned(messages: Messages, index: NDArray[np.int64] | None = None) -> Messages:
@@ -117,6 +189,7 @@ def owned(messages: Messages, index: NDArray[np.int64] | None = None) -> Message
         messages.verdict[index],
         messages.reason[index],
         messages.reasons,
+        None if messages.rows is None else messages.rows[index],
     )
 
 
@@ -132,6 +205,7 @@ def chosen(verdicts: Verdicts, index: NDArray[np.int64] | None) -> Verdicts:
         verdicts.verdict[index],
         verdicts.known_at[index],
         verdicts.reason,
+        None if verdicts.row is None else verdicts.row[index],
     )
 
 
@@ -152,6 +226,7 @@ def message_table(messages: Messages) -> pa.Table:
     raw, taken, n = messages.raw, messages.raw.timestamps, len(messages)
     alive = messages.verdict != First.DEAD
     valid = None if alive.all() else _bitmap(alive)
+    named = valid if messages.rows is None else _bitmap(alive & (messages.rows < 0))
     first, last = messages.entity_offsets[[0, -1]]
     reasons = pa.array([None, *messages.reasons], pa.string())
     columns = [
@@ -159,9 +234,10 @@ def message_table(messages: Messages) -> pa.Table:
         _column(pa.int64(), raw.offsets, None),
         pa.nulls(n, _TAKEN) if taken is None else _column(_TAKEN, taken, _bitmap(taken >= 0)),
         _column(TIMESTAMP, messages.event_time, valid),
-        _strings(pa.string(), messages.entity_data[first:last], messages.entity_offsets - first, valid),
+        _strings(pa.string(), messages.entity_data[first:last], messages.entity_offsets - first, named),
         _words(messages.verdict, FIRST),
         reasons.take(pa.array(messages.reason)),
+        _numbers(messages.rows, n),
         _strings(pa.binary(), raw.data, np.append(raw.starts, len(raw.data)), None),
     ]
     return pa.Table.from_arrays(columns, schema=MESSAGES)
@@ -172,6 +248,7 @@ def verdict_table(verdicts: Verdicts) -> pa.Table:
     columns = [
         _words(verdicts.partition, verdicts.partitions),
         _column(pa.int64(), verdicts.offset, None),
+        _numbers(verdicts.row, len(verdicts)),
         _column(TIMESTAMP, verdicts.event_time, None),
         _words(verdicts.verdict, FINAL),
         pa.repeat(pa.scalar(verdicts.reason, pa.string()), len(verdicts)),
@@ -200,6 +277,11 @@ def _bitmap(valid: NDArray[np.bool_]) -> pa.Buffer:
 def _words(codes: NDArray[np.integer], words: Sequence[str]) -> pa.DictionaryArray:
     indices = _column(pa.int32(), codes.astype(np.int32), None)
     return pa.DictionaryArray.from_arrays(indices, pa.array(words, pa.string()))
+
+
+def _numbers(values: NDArray[np.int32] | None, n: int) -> pa.Array:
+    """Null where negative."""
+    return pa.nulls(n, pa.int32()) if values is None else _column(pa.int32(), values, _bitmap(values >= 0))
 
 
 def _column(kind: pa.DataType, values: NDArray[np.generic], valid: pa.Buffer | None) -> pa.Array:

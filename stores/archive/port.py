@@ -3,7 +3,8 @@
 Two kinds of tables. `signals` holds the messages with the verdict of the one who read them: accepted,
 late or dead. What is found out later, where events are applied, comes as `verdicts`: further rows
 (partition, offset, verdict, known_at) of which the newest counts. A message is `used` unless one says
-otherwise; `stores.archive.reading.judged` joins the two, so that each message has one final verdict.
+otherwise; `stores.archive.reading.judged` joins the two, so that each message has one final verdict. Of a message of
+many signals that is the verdict on the whole; which of its rows count for nothing, `refused_rows` says.
 
 Both are staged and published as feature rows are (`stores.offline.port`): a writer is `<lineage>.<part>`, what
 it stages is durable and invisible, its tokens go into the snapshot, and are published once that is durable.
@@ -65,11 +66,14 @@ MESSAGES = pa.schema(
         pa.field("entity_id", pa.string()),
         pa.field("verdict", _WORD, nullable=False),
         pa.field("reason", pa.string()),
+        pa.field("rows", pa.int32()),
         pa.field("value", pa.binary(), nullable=False),
     ]
 )
 """Columns of `signals`. taken_at is when the bus took the message, null where it did not note that; event_time and
-entity_id are null for dead messages, reason for accepted ones; value is the message as it came. The date of a file
+entity_id are null for dead messages, reason for accepted ones; value is the message as it came. rows: how many signals
+and refused rows a message of many holds, null for one of its own; such a message is accepted if one of its rows is,
+late if all good ones are, its event_time is that of its first good row, and its entity_id is null. The date of a file
 is the UTC day of event_time; of a dead message, the day of its partition's newest event before it (1970-01-01 before
 the first): a function of the log."""
 
@@ -77,14 +81,16 @@ VERDICTS = pa.schema(
     [
         pa.field("partition", _WORD, nullable=False),
         pa.field("offset", pa.int64(), nullable=False),
+        pa.field("row", pa.int32()),
         pa.field("event_time", TIMESTAMP, nullable=False),
         pa.field("verdict", _WORD, nullable=False),
         pa.field("reason", pa.string()),
         pa.field("known_at", TIMESTAMP, nullable=False),
     ]
 )
-"""Columns of `verdicts`. event_time: of the message, so both lie on one date. known_at: the event time, by watermark,
-at which it became so; rising for each message."""
+"""Columns of `verdicts`. row: which one of a message of many, null for all others, and where nobody knows it any more.
+event_time: of the message, so both lie on one date; of a row that was late at its shard, its own. known_at: the event
+time, by watermark, at which it became so; rising for each message."""
 
 SCHEMAS: dict[Kind, pa.Schema] = {"signals": MESSAGES, "verdicts": VERDICTS}
 
@@ -108,7 +114,10 @@ class ArchiveKey:
 
 @dataclass(frozen=True, slots=True)
 class ArchiveSelection:
-    """Messages to look at; None takes all. Dates and offsets are inclusive, dates `YYYY-MM-DD`."""
+    """Messages to look at; None takes all. Dates and offsets are inclusive, dates `YYYY-MM-DD`.
+
+    entity_id: messages of many signals are taken too, since any may have one of the entity's.
+    """
 
     date_first: str | None = None
     date_last: str | None = None

@@ -69,6 +69,37 @@ def judged(archive: Archive, selection: ArchiveSelection = ALL) -> Iterator[pa.T
             yield _judge(rows, near)
 
 
+def refused_rows(archive: Archive) -> dict[str, NDArray[np.int64]]:
+    """Rows of messages of many signals that count for nothing, int64 (n, 2) of offset and row, rising, by partition.
+
+    Late ones, of which some may have been held and released since, and those that are no signals. What was late at its
+    shard counts as of `judged`.
+    """
+    archived: dict[tuple[str, int], str] = {}
+    found: dict[str, set[tuple[int, int]]] = {}
+    for segment in archive.segments("verdicts"):
+        some = archive.read(segment)
+        some = some.filter(pc.is_valid(some["row"]))
+        if some.num_rows and not archived:
+            archived = _lineages(archive)
+        names = ("partition", "offset", "row", "verdict")
+        for partition, offset, row, verdict in zip(*(some[name].to_pylist() for name in names), strict=True):
+            mine = archived.get((partition, offset)) == lineage_of(segment.writer)
+            if mine or verdict != FINAL[Verdict.LATE]:
+                found.setdefault(partition, set()).add((offset, row))
+    return {partition: np.array(sorted(places), np.int64) for partition, places in found.items()}
+
+
+def _lineages(archive: Archive) -> dict[tuple[str, int], str]:
+    """Place of each message of many signals → the lineage that archived it."""
+    out: dict[tuple[str, int], str] = {}
+    for segment, rows in scan(archive, columns=["partition", "offset", "rows"]):
+        many = rows.filter(pc.is_valid(rows["rows"]))
+        places = zip(many["partition"].to_pylist(), many["offset"].to_pylist(), strict=True)
+        out |= dict.fromkeys(places, lineage_of(segment.writer))
+    return out
+
+
 def partitions(archive: Archive, selection: ArchiveSelection = ALL) -> tuple[str, ...]:
     """The partitions that have a message in the selection's dates and offsets, sorted."""
     names: set[str] = set()
@@ -146,7 +177,8 @@ def _picked(archive: Archive, segment: Segment, selection: ArchiveSelection) -> 
     if selection.partition is not None and segment.partition_first != segment.partition_last:
         masks.append(_equal(archive, segment, "partition", selection.partition))
     if selection.entity_id is not None:
-        masks.append(_equal(archive, segment, "entity_id", selection.entity_id))
+        many = pc.is_valid(archive.read(segment, ["rows"])["rows"]).to_numpy()
+        masks.append(_equal(archive, segment, "entity_id", selection.entity_id) | many)
     first, last = selection.offset_first, selection.offset_last
     if (first is not None and segment.offset_first < first) or (last is not None and segment.offset_last > last):
         offsets = archive.read(segment, ["offset"])["offset"].to_numpy()
@@ -202,9 +234,12 @@ def _judge(rows: pa.Table, later: list[pa.Table]) -> pa.Table:
     verdict = _FINAL_OF_FIRST[_codes(rows["verdict"], FIRST)]
     known_at = np.full(rows.num_rows, _NEVER, np.int64)
     reason = rows["reason"]
-    if later and sum(t.num_rows for t in later):
+    later = [whole for table in later if (whole := table.filter(pc.is_null(table["row"]))).num_rows]
+    if later:
         found = pa.concat_tables(later)
         at, of = _newest(rows, found)
+        one = pc.is_null(rows["rows"]).to_numpy()[at]  # of a message of many nobody knows which row is meant
+        at, of = at[one], of[one]
         verdict[at] = _codes(found["verdict"], FINAL)[of]
         known_at[at] = found["known_at"].cast(pa.int64()).to_numpy()[of]
         places = np.arange(rows.num_rows)
