@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dataflows import cli_documents, cli_signals
+from dataflows import cli_documents, cli_signals, cli_verify
 from dataflows.cli_output import Json, Limit, print_json, print_summary
 from operators.errors import ConfigError, HeadraceError
 
@@ -51,6 +51,7 @@ app.add_typer(dlq, name="dlq")
 app.add_typer(late, name="late")
 app.add_typer(verify, name="verify")
 verify.command("documents")(cli_documents.verify_documents)
+verify.command("signals")(cli_verify.verify_signals)
 
 Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Which ones, as `headrace dlq list` shows them.")]
 HeldIds = Annotated[

@@ -163,6 +163,21 @@ def was_made(folder: Path) -> bool:
     return any((folder / name).exists() for name in (_MANIFEST, _DRAFT))
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a run holds the folder now."""
+    try:
+        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
 def resume_epoch(databases: list[sqlite3.Connection]) -> int:
     """The first epoch that is not durable: least of the frontiers of the last execution's workers."""
     query = "SELECT ex_num, worker_count, resume_epoch FROM exs"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import groupby
 
@@ -67,6 +67,43 @@ def judged(archive: Archive, selection: ArchiveSelection = ALL) -> Iterator[pa.T
         for segment, rows in group:
             near = [_of_lineage(verdicts(s), s, segment) for s in later if _touches(s, segment)]
             yield _judge(rows, near)
+
+
+def refused(archive: Archive, selection: ArchiveSelection = ALL) -> dict[str, NDArray[np.int64]]:
+    """Offsets of the selected messages that count for nothing in the end, late or dead, rising, by partition.
+
+    As `judged` says, without reading the messages.
+    """
+    found: dict[str, list[NDArray[np.int64]]] = {}
+    later = archive.segments("verdicts", selection)
+    for segment, rows in scan(archive, selection, columns=["partition", "offset", "verdict"]):
+        verdict = _FINAL_OF_FIRST[_codes(rows["verdict"], FIRST)]
+        near = [_of_lineage(archive.read(s), s, segment) for s in later if s.key.date == segment.key.date]
+        if sum(table.num_rows for table in near):
+            verdicts = pa.concat_tables(near)
+            at, of = _newest(rows, verdicts)
+            verdict[at] = _codes(verdicts["verdict"], FINAL)[of]
+        gone = rows.filter(pa.array((verdict == Verdict.LATE) | (verdict == Verdict.DEAD)))
+        for name in pc.unique(gone["partition"].cast(pa.string())).to_pylist():
+            mine = gone.filter(pc.equal(gone["partition"].cast(pa.string()), name))
+            found.setdefault(name, []).append(mine["offset"].to_numpy())
+    return {name: np.sort(np.concatenate(offsets)) for name, offsets in found.items()}
+
+
+def count_before(archive: Archive, ends: Mapping[str, int]) -> dict[str, int]:
+    """How many messages of each partition are archived before the offset that `ends` names, exclusive."""
+    out = dict.fromkeys(ends, 0)
+    for segment in archive.segments("signals"):
+        one = segment.partition_first
+        if one == segment.partition_last and segment.offset_last < ends.get(one, 0):
+            out[one] += segment.rows
+            continue
+        rows = archive.read(segment, ["partition", "offset"])
+        names, offsets = rows["partition"].cast(pa.string()), rows["offset"].to_numpy()
+        for name in set(pc.unique(names).to_pylist()) & set(ends):
+            mine = pc.equal(names, name).to_numpy()
+            out[name] += int(np.count_nonzero(offsets[mine] < ends[name]))
+    return out
 
 
 def partitions(archive: Archive, selection: ArchiveSelection = ALL) -> tuple[str, ...]:
