@@ -103,6 +103,7 @@ def demo(
 
 
 app.command()(cli_signals.signals)
+app.command()(cli_signals.explain)
 backfill.command("signals")(cli_signals.backfill_signals)
 backfill.command("documents")(cli_documents.backfill_documents)
 

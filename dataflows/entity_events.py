@@ -166,7 +166,11 @@ def _by_entity(found: list[pa.Table], entities: Collection[str]) -> dict[str, pa
 
 
 def _replaced(logged: pa.Table, told: pa.Table) -> pa.Table:
-    """The messages of the log, those that the archive has as it says."""
+    """The messages of the log, those that the archive has as it says.
+
+    But not that one was late when it was read, if nothing is archived that was found out later: it may be corrected.
+    """
+    told = told.filter(pc.or_(pc.is_valid(told["known_at"]), pc.not_equal(told["verdict"], FINAL[Verdict.LATE])))
     known = set(zip(told["partition"].to_pylist(), told["offset"].to_pylist(), strict=True))
     places = zip(logged["partition"].to_pylist(), logged["offset"].to_pylist(), strict=True)
     fresh = np.array([place not in known for place in places], np.bool_)

@@ -69,6 +69,11 @@ def offline_of(settings: Settings) -> OfflineStore:
     return open_offline(f"{settings.offline_format}:///{quote(str(settings.offline_data_path))}")
 
 
+def offline_to_read(settings: Settings) -> OfflineStore:
+    """The store of the feature history as it is; nothing is touched."""
+    return open_offline(f"{settings.offline_format}:///{quote(str(settings.offline_data_path))}")
+
+
 def archive_of(settings: Settings) -> Archive:
     """The archive. Raises ConfigError unless files can be written there."""
     _check_writable("ARCHIVE_PATH", settings.archive_path)

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +23,7 @@ from tests.flows import SETS, Log, dirty_log
 from tests.late_rows import CORRECT, HOLD, late_log
 
 ARCHIVED = {"ARCHIVE_SIGNALS": 1}
-POLICIES: dict[str, dict[str, object]] = {"drop": {}, "correct": CORRECT, "hold": HOLD}
+POLICIES: dict[str, dict[str, Any]] = {"drop": {}, "correct": CORRECT, "hold": HOLD}
 ROWS = 1000
 
 
@@ -48,7 +49,7 @@ def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 class Ran:
     """Where a log was run, and how."""
 
-    def __init__(self, place: flows.Place, log: Log, policy: dict[str, object]) -> None:
+    def __init__(self, place: flows.Place, log: Log, policy: dict[str, Any]) -> None:
         """policy: the settings of the runs."""
         self.place = place
         self.log = log
@@ -167,11 +168,11 @@ def test_the_command_shows_people_and_programs_the_same(ran: Ran, tmp_path: Path
     run = ran.place.headrace(*command, **POLICIES[ran.settings.late_event_policy])
     assert run.wait() == 0, run.errors
     shown = run._out.read_text("utf-8")
-    told = ran.place.headrace(*command, "--json", **POLICIES[ran.settings.late_event_policy]).done()
+    told: dict[str, Any] = ran.place.headrace(*command, "--json", **POLICIES[ran.settings.late_event_policy]).done()
     assert told["recomputed"] == "equal"
-    assert all(str(event["offset"]) in shown for event in told["events"])  # type: ignore[attr-defined]  # nested
+    assert all(str(event["offset"]) in shown for event in told["events"])
     assert told["content_hash"] in shown
-    assert set(told["values"]) == {f"b__{s}" for s in SETS.sets[0].statistics}  # type: ignore[call-overload]  # nested
+    assert set(told["values"]) == {f"b__{s}" for s in SETS.sets[0].statistics}
     broken = tmp_path / "offline"
     flip(ran.place.offline, broken, row)
     run = ran.place.headrace(*command, OFFLINE_DATA_PATH=broken, **POLICIES[ran.settings.late_event_policy])
