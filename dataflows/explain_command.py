@@ -62,7 +62,7 @@ def explain_row(settings: Settings, asked: Question) -> dict[str, object]:
         record = record_of(explanation, asked.field)
         refused = record["refused"]
         assert isinstance(refused, list)  # as record_of gives it
-        refused += _dead(dead, settings.topic_signals, explanation)
+        refused += dead_of(dead, settings.topic_signals, explanation)
         return record
 
 
@@ -103,9 +103,10 @@ def _place(sets: FeatureSets, asked: Question) -> Place:
     return max(mine, key=lambda p: p.declared.version)
 
 
-def _dead(store: DeadLetters, topic: str, explanation: Explanation) -> Iterator[dict[str, object]]:
-    """Refused messages that name the entity, and a time in the window or none that can be read."""
+def dead_of(store: DeadLetters, topic: str, explanation: Explanation) -> Iterator[dict[str, object]]:
+    """Refused messages that name the entity and a time in the window, or no time but stand among its events."""
     row = explanation.row
+    among = _spans(explanation)
     start = explanation.start_us
     needle = row.entity.encode()
     after: tuple[int, str] | None = None
@@ -116,7 +117,8 @@ def _dead(store: DeadLetters, topic: str, explanation: Explanation) -> Iterator[
             if letter is None or needle not in letter.original:
                 continue
             entity, time = _named(letter.original)
-            if entity == row.entity and (time is None or start <= time < row.end):
+            first, last = among.get(letter.partition, (1, 0))
+            if entity == row.entity and (first <= letter.offset <= last if time is None else start <= time < row.end):
                 yield {
                     "partition": letter.partition,
                     "offset": letter.offset,
@@ -127,6 +129,16 @@ def _dead(store: DeadLetters, topic: str, explanation: Explanation) -> Iterator[
                     "known_at": None,
                     "values": {},
                 }
+
+
+def _spans(explanation: Explanation) -> dict[str, tuple[int, int]]:
+    """Of each partition the first and the last offset of the row's events."""
+    spans: dict[str, tuple[int, int]] = {}
+    for event in (*explanation.events, *explanation.refused):
+        partition, offset = str(event["partition"]), int(str(event["offset"]))
+        first, last = spans.get(partition, (offset, offset))
+        spans[partition] = min(first, offset), max(last, offset)
+    return spans
 
 
 def _named(original: bytes) -> tuple[object, int | None]:

@@ -8,15 +8,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from dataflows.config import load_settings
 from dataflows.explain import Explainer, Explanation, Place, Row
-from dataflows.explain_command import Question, explain_row, open_explainer
+from dataflows.explain_command import Question, dead_of, explain_row, open_explainer
 from operators.errors import ConfigError
+from operators.records import DeadLetter
 from stores.archive.memory import MemoryArchive
+from stores.deadletters import open_dead_letters
 from stores.offline.parquet import ParquetOfflineStore
 from tests import flows
 from tests.flows import SETS, Log, dirty_log
@@ -157,6 +160,28 @@ def test_a_row_is_found_by_its_end_or_by_a_time_in_it(ran: Ran) -> None:
         explain_row(ran.settings, Question("s1", "2031-01-01T00:00:00Z", "5s", field="c"))
     with pytest.raises(ConfigError, match="with the window `7s`; there are: `fast` version 1, window 5s"):
         explain_row(ran.settings, Question("s1", "2031-01-01T00:00:00Z", "7s"))
+
+
+def test_refused_messages_of_its_entity_and_window_are_shown(ran: Ran) -> None:
+    """Dead letters that name the entity and a time in the window, or no time but stand among its events; no others."""
+    row = next(r for r in ran.rows(200) if r.place.window.text == "12s/3s")
+    with ExitStack() as opened:
+        told = next(open_explainer(ran.settings, opened).explain([row]))
+    at = told.events[0]
+    inside, outside = told.start_us // 1000, row.end // 1000
+
+    def letter(offset: int, entity: str, time: object, partition: object = "elsewhere") -> DeadLetter:
+        original = orjson.dumps({"entity_id": entity, "event_time": time})
+        place = ("decode", "sequence", "no", "signals", str(partition), offset, original)
+        return DeadLetter(f"{offset:032x}", offset, *place)
+
+    store = open_dead_letters("memory:")
+    found = [letter(1, row.entity, inside), letter(int(str(at["offset"])), row.entity, "soon", at["partition"])]
+    others = [letter(3, row.entity, outside), letter(4, "another", inside), letter(5, row.entity, "soon")]
+    store.put([*found, *others])
+    shown = list(dead_of(store, "signals", told))
+    assert sorted(e["offset"] for e in shown) == sorted(one.offset for one in found)  # type: ignore[type-var]  # ints
+    assert {(e["verdict"], e["reason"]) for e in shown} == {("dead", "sequence")}
 
 
 def test_the_command_shows_people_and_programs_the_same(ran: Ran, tmp_path: Path) -> None:
