@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version as version_of
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dataflows.commands import time_text
 from dataflows.entity_events import LogPlan, archived_events, is_archived, logged_events
 from dataflows.recompute import Feed, Options, recompute
 from operators.errors import ConfigError
@@ -82,7 +82,7 @@ class Explanation:
     @property
     def start_us(self) -> int:
         """Start of the window."""
-        return _us(self.stored["window_start"])
+        return micros(self.stored["window_start"])
 
     @property
     def equal(self) -> bool:
@@ -143,8 +143,8 @@ class Explainer:
             )
         near = int(ends[np.argmin(np.abs(ends - time))])
         raise ConfigError(
-            f"`{entity}` has no row of {place.text} at {_text(time)}; the nearest window ends at {_text(near)}: --at"
-            f" {_text(near)}"
+            f"`{entity}` has no row of {place.text} at {utc_text(time)}; the nearest window ends at"
+            f" {utc_text(near)}: --at {utc_text(near)}"
         )
 
     def explain(self, rows: Sequence[Row]) -> Iterator[Explanation]:
@@ -172,7 +172,7 @@ class Explainer:
     def _explained(self, row: Row, stored: _Stored, source: str) -> Explanation:
         revisions = stored.revisions(row)
         events = self._events[row.entity]
-        start = _us(revisions[-1]["window_start"])
+        start = micros(revisions[-1]["window_start"])
         computed = self._compute(row.place.declared, row.entity).get(row.place.declared.windows.index(row.place.window))
         times = _times(events, "event_time")
         accepted = pc.not_equal(events["verdict"], "late").to_numpy()
@@ -239,7 +239,7 @@ class _Stored:
         """Oldest first. Raises ConfigError if there are none."""
         found = sorted(self._found[row], key=lambda record: int(str(record["revision"])))
         if not found:
-            raise ConfigError(f"`{row.entity}` has no row of {row.place.text} that ends at {_text(row.end)}")
+            raise ConfigError(f"`{row.entity}` has no row of {row.place.text} that ends at {utc_text(row.end)}")
         return tuple(found)
 
 
@@ -327,11 +327,11 @@ def _within(row: Row, events: pa.Table) -> tuple[tuple[dict[str, object], ...], 
         record = {
             "partition": partition,
             "offset": offset,
-            "event_time": _text(time),
+            "event_time": utc_text(time),
             "sequence": sequence,
             "verdict": verdict,
             "reason": reason,
-            "known_at": None if said["known_at"] is None else _text(_us(said["known_at"])),
+            "known_at": None if said["known_at"] is None else utc_text(micros(said["known_at"])),
             "values": values,
         }
         (used if verdict == "used" else refused).append(record)
@@ -357,70 +357,11 @@ def _times(table: pa.Table, column: str) -> NDArray[np.int64]:
     return times
 
 
-def _us(value: object) -> int:
+def micros(value: object) -> int:
     """Microseconds of a time as Arrow gives it."""
     return int(pa.scalar(value, pa.timestamp("us", tz="UTC")).cast(pa.int64()).as_py())
 
 
-def _text(time_us: int) -> str:
-    from dataflows.commands import time_text
-
+def utc_text(time_us: int) -> str:
+    """RFC 3339, with `Z`."""
     return time_text(time_us).replace("+00:00", "Z")
-
-
-def code_version() -> str:
-    """The version of Headrace that computes now."""
-    return version_of("headrace")
-
-
-def record_of(explanation: Explanation, wanted: str | None = None) -> dict[str, object]:
-    """The explanation as one JSON-able record, names as those of the columns. wanted: only this field's values."""
-    declared, stored = explanation.row.place.declared, explanation.stored
-    fields = declared.fields if wanted is None else (wanted,)
-    columns = [c for c in declared.columns if c.rpartition("__")[0] in fields]
-    computed = explanation.computed
-
-    def events(some: tuple[dict[str, object], ...]) -> list[dict[str, object]]:
-        return [{**e, "values": {f: v for f, v in dict(e["values"]).items() if f in fields}} for e in some]  # type: ignore[call-overload]  # a dict
-
-    return {
-        "entity_id": explanation.row.entity,
-        "feature_set": declared.name,
-        "version": declared.version,
-        "window": explanation.row.place.window.text,
-        "window_start": _text(_us(stored["window_start"])),
-        "event_time": _text(explanation.row.end),
-        "revision": stored["revision"],
-        "retracted": stored["retracted"],
-        "known_at": _text(_us(stored["known_at"])),
-        "values": {c: stored[c] for c in columns},
-        "revisions": [_revision(r) for r in explanation.revisions],
-        "events": events(explanation.events),
-        "refused": events(explanation.refused),
-        "earlier": explanation.earlier,
-        "closed_at_watermark": _text(explanation.row.end),
-        "watermark_seconds": explanation.bound_us / 1e6,
-        "halflife_seconds": declared.halflife_us / 1e6,
-        "events_from": explanation.source,
-        "code_version": code_version(),
-        "content_hash": _hex(stored["content_hash"]),
-        "recomputed_hash": None if computed is None else _hex(computed["content_hash"]),
-        "different": explanation.different,
-        "recomputed": "equal" if explanation.equal else "different",
-    }
-
-
-def _revision(record: dict[str, object]) -> dict[str, object]:
-    return {
-        "revision": record["revision"],
-        "known_at": _text(_us(record["known_at"])),
-        "cause": record["cause"],
-        "retracted": record["retracted"],
-        "supersedes": None if record["supersedes"] is None else _hex(record["supersedes"]),
-        "content_hash": _hex(record["content_hash"]),
-    }
-
-
-def _hex(value: object) -> str:
-    assert isinstance(value, bytes)  # the type of the column
-    return value.hex()

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dataflows.buses.archived import ArchivedBus
-from dataflows.commands import time_text
 from dataflows.entity_events import LogPlan
-from dataflows.explain import Explainer, Place, record_of
+from dataflows.explain import Explainer, Place, utc_text
+from dataflows.explain_record import record_of
 from dataflows.kernel_cache import drop_stale_kernels
 from dataflows.wiring import archive_to_read, bus_of, dead_letters_of, holding_of, local_bus_of, offline_to_read
 from operators.errors import ConfigError, SkippableError
@@ -122,7 +122,7 @@ def dead_of(store: DeadLetters, topic: str, explanation: Explanation) -> Iterato
                 yield {
                     "partition": letter.partition,
                     "offset": letter.offset,
-                    "event_time": None if time is None else time_text(time).replace("+00:00", "Z"),
+                    "event_time": None if time is None else utc_text(time),
                     "sequence": None,
                     "verdict": "dead",
                     "reason": letter.reason,
