@@ -139,12 +139,31 @@ def _measure_values(values, bits, f, codes, line):  # type: ignore[no-untyped-de
         codes[i, f] = bits[i, f]
 
 
-@njit(inline="always")
-def _put(cells, at, width, word):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
-    """Write a cell; what it writes of those behind it, these write again."""
-    if width:
-        store_word(cells, at, word)
-    return at + width
+@njit
+def _lay(times, sequences, partitions, offsets, sets, codes, layout, cells):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    """Write the cells, each as a word, of which those behind it write the rest again; return where they end."""
+    width = layout[:, _WIDTH].copy()
+    low = layout[:, _LOW].copy().view(np.uint64)
+    time_width, sequence_width, partition_width = width[_TIME], width[_SEQUENCE], width[_PARTITION]
+    offset_width, sets_width = width[_OFFSET], width[_SETS]
+    time_low, sequence_low, partition_low = low[_TIME], low[_SEQUENCE], low[_PARTITION]
+    offset_low, sets_low = low[_OFFSET], low[_SETS]
+    at = 0
+    for i in range(codes.shape[0]):
+        store_word(cells, at, np.uint64(times[i]) - time_low)
+        at += time_width
+        store_word(cells, at, np.uint64(sequences[i]) - sequence_low)
+        at += sequence_width
+        store_word(cells, at, np.uint64(partitions[i]) - partition_low)
+        at += partition_width
+        store_word(cells, at, np.uint64(offsets[i]) - offset_low)
+        at += offset_width
+        store_word(cells, at, sets[i] - sets_low)
+        at += sets_width
+        for f in range(codes.shape[1]):
+            store_word(cells, at, codes[i, f])
+            at += width[_VALUES + f]
+    return at
 
 
 @njit(cache=True, nogil=True)
@@ -159,18 +178,8 @@ def _compacted(e, bits):  # type: ignore[no-untyped-def]  # numba infers the typ
     _measure(e.sets, layout[_SETS])
     for f in range(fields):
         _measure_values(e.values, bits, f, codes, layout[_VALUES + f])
-    width = layout[:, _WIDTH].copy()
-    low = layout[:, _LOW].copy().view(np.uint64)
-    cells = np.empty(count * width.sum() + _WORD_BYTES, np.uint8)
-    at = 0
-    for i in range(count):
-        at = _put(cells, at, width[_TIME], np.uint64(e.event_time[i]) - low[_TIME])
-        at = _put(cells, at, width[_SEQUENCE], np.uint64(e.sequence[i]) - low[_SEQUENCE])
-        at = _put(cells, at, width[_PARTITION], np.uint64(e.partition[i]) - low[_PARTITION])
-        at = _put(cells, at, width[_OFFSET], np.uint64(e.offset[i]) - low[_OFFSET])
-        at = _put(cells, at, width[_SETS], e.sets[i] - low[_SETS])
-        for f in range(fields):
-            at = _put(cells, at, width[_VALUES + f], codes[i, f])
+    cells = np.empty(count * layout[:, _WIDTH].sum() + _WORD_BYTES, np.uint8)
+    at = _lay(e.event_time, e.sequence, e.partition, e.offset, e.sets, codes, layout, cells)
     store_word(cells, at, np.uint64(0))
     return cells, layout
 
@@ -183,13 +192,9 @@ def _count(entity, small):  # type: ignore[no-untyped-def]  # numba infers the t
     return found
 
 
-@njit(inline="always")
-def _cell(cells, at, mask):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
-    return load_word(cells, at) & mask
-
-
 @njit(cache=True, nogil=True)
 def _gather(e, small, out, out_bits, at):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    cells = e.cells
     columns = e.layout.shape[0]
     low = e.layout[:, _LOW].copy().view(np.uint64)
     start = np.zeros(columns + 1, np.int64)
@@ -205,14 +210,14 @@ def _gather(e, small, out, out_bits, at):  # type: ignore[no-untyped-def]  # num
             continue
         row = i * start[columns]
         out.entity[at] = number
-        out.event_time[at] = np.int64(_cell(e.cells, row + start[_TIME], mask[_TIME]) + low[_TIME])
-        out.sequence[at] = np.int64(_cell(e.cells, row + start[_SEQUENCE], mask[_SEQUENCE]) + low[_SEQUENCE])
-        out.partition[at] = np.int32(_cell(e.cells, row + start[_PARTITION], mask[_PARTITION]) + low[_PARTITION])
-        out.offset[at] = np.int64(_cell(e.cells, row + start[_OFFSET], mask[_OFFSET]) + low[_OFFSET])
-        out.sets[at] = _cell(e.cells, row + start[_SETS], mask[_SETS]) + low[_SETS]
+        out.event_time[at] = np.int64((load_word(cells, row + start[_TIME]) & mask[_TIME]) + low[_TIME])
+        out.sequence[at] = np.int64((load_word(cells, row + start[_SEQUENCE]) & mask[_SEQUENCE]) + low[_SEQUENCE])
+        out.partition[at] = np.int32((load_word(cells, row + start[_PARTITION]) & mask[_PARTITION]) + low[_PARTITION])
+        out.offset[at] = np.int64((load_word(cells, row + start[_OFFSET]) & mask[_OFFSET]) + low[_OFFSET])
+        out.sets[at] = (load_word(cells, row + start[_SETS]) & mask[_SETS]) + low[_SETS]
         for c in range(_VALUES, columns):
             f = c - _VALUES
-            code = _cell(e.cells, row + start[c], mask[c])
+            code = load_word(cells, row + start[c]) & mask[c]
             digits = e.layout[c, _DIGITS]
             if digits == _RAW:
                 out_bits[at, f] = code
