@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dataflows import cli_documents, cli_signals, cli_verify
+from dataflows import cli_documents, cli_forget, cli_signals, cli_verify
 from dataflows.cli_output import Json, Limit, print_json, print_summary
 from operators.errors import ConfigError, HeadraceError
 
@@ -50,6 +50,7 @@ app.command()(cli_documents.search)
 app.add_typer(dlq, name="dlq")
 app.add_typer(late, name="late")
 app.add_typer(verify, name="verify")
+app.add_typer(cli_forget.forget, name="forget")
 verify.command("documents")(cli_documents.verify_documents)
 verify.command("signals")(cli_verify.verify_signals)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from dataflows.commands import time_text
+from dataflows.forget_late import is_forgotten
 from dataflows.wiring import holding_of, local_bus_of
 from operators.errors import ConfigError, CorruptStoreError
 
@@ -81,6 +82,8 @@ def late_events(settings: Settings, *, limit: int, reason: str | None = None) ->
     found: list[dict[str, object]] = []
     seen: set[object] = set()
     for message in _messages(local_bus_of(settings), settings.topic_late):
+        if is_forgotten(message):
+            continue
         event = _late_event(message, settings.topic_late)
         if reason not in (None, event["reason"]):
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import closing
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -16,6 +17,7 @@ from stores.archive import open_archive
 from stores.archive_writer import ArchiveWriter, Background
 from stores.deadletters import open_dead_letters
 from stores.features import open_features, views_of
+from stores.forgotten import open_forgotten
 from stores.holding import open_holding
 from stores.offline import open_offline
 
@@ -26,9 +28,11 @@ if TYPE_CHECKING:
     from dataflows.config import Settings
     from dataflows.engine import Engine
     from operators.feature_sets import FeatureSets
+    from operators.forgotten import Forgotten
     from stores.archive.port import Archive
     from stores.deadletters.port import DeadLetters
     from stores.features.port import Features
+    from stores.forgotten.port import ForgottenNames
     from stores.holding.port import Holding
     from stores.offline.port import OfflineStore
 
@@ -95,6 +99,25 @@ def holding_of(settings: Settings) -> Holding:
     return open_holding(_sqlite(settings.bus_dir / settings.topic_late / "holding.db"))
 
 
+def forgotten_path(settings: Settings) -> Path:
+    """Where it is kept what was forgotten: beside the topics, so that no lost recovery folder takes it away."""
+    return settings.bus_dir / "forgotten.db"
+
+
+def forgotten_of(settings: Settings) -> Forgotten | None:
+    """What was forgotten and must not come back; None if nothing was, and then nothing is made."""
+    path = forgotten_path(settings)
+    if not path.exists():
+        return None
+    with closing(open_forgotten(_sqlite(path))) as names:
+        return names.load()
+
+
+def forgotten_names_of(settings: Settings) -> ForgottenNames:
+    """The list of what was forgotten; made if it is not there."""
+    return open_forgotten(_sqlite(forgotten_path(settings)))
+
+
 def features_of(settings: Settings, sets: FeatureSets) -> Features | None:
     """The online store, prepared for the views of the sets; None if ONLINE_STORE=none.
 
@@ -139,6 +162,7 @@ def signal_plan(settings: Settings, sets: FeatureSets, engine: Engine, bus: Bus)
         epoch_s=engine.epoch_s if engine.workers > 1 else None,
         lateness=settings.lateness,
         holding=holding_of(settings) if settings.late_event_policy == "hold" else None,
+        forgotten=forgotten_of(settings),
     )
     if settings.archive_signals:
         archive, beside = archive_of(settings), Background()

@@ -9,8 +9,8 @@ from threading import Lock
 import pyarrow as pa
 
 from operators.errors import CorruptStoreError, ResumeError
-from stores.archive.columns import in_log_order
 from stores.archive.blanks import Blanks
+from stores.archive.columns import in_log_order
 from stores.archive.layout import ArchiveToken, parse_archive_token
 from stores.archive.port import ALL, ArchiveKey, ArchiveSelection, Kind, Segment, Takes, check_stage
 from stores.archive.repeats import foreign, segment_of, withhold

@@ -54,7 +54,7 @@ def file_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def test_an_entity_leaves_the_history(folder_url: str, tmp_path: Path) -> None:
-    """Published, compacted and staged rows go, all others stay in their order; staged tokens stay good; twice is once."""
+    """Published, compacted and staged rows go, all others stay; staged tokens stay good; twice is once."""
     store = open_offline(folder_url)
     put_rows(store, "aa.0", 0, rows(["a", WHO, "b"]))
     put_rows(store, "aa.0", 1, rows([WHO], hour=1))
@@ -97,8 +97,10 @@ def test_nothing_is_erased_beside_others_that_write(tmp_path: Path) -> None:
 
 def named(table: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     """Messages of the entity, dead ones by their bytes."""
-    mine = pc.fill_null(pc.equal(table["entity_id"], WHO), False).to_numpy()  # noqa: FBT003  # a value
-    return mine | np.array([WHO.encode() in value for value in table["value"].to_pylist()], np.bool_)
+    mine = pc.fill_null(pc.equal(table["entity_id"], WHO), False).to_pylist()  # noqa: FBT003  # a value
+    return np.array(mine, np.bool_) | np.array(
+        [WHO.encode() in value for value in table["value"].to_pylist()], np.bool_
+    )
 
 
 def test_messages_are_blanked_in_the_archive(folder_url: str, tmp_path: Path) -> None:
@@ -130,7 +132,7 @@ def held(offset: int, entity: str) -> HeldEvent:
 
 
 def test_held_events_are_forgotten_and_numbers_go_on(file_url: str, tmp_path: Path) -> None:
-    """Held, dropped and released ones go; a later release gets a number above all that were given; they may come anew."""
+    """Held, dropped and released ones go; later releases get numbers above those given; they may come anew."""
     with closing(open_holding(file_url)) as store:
         store.put([held(n, WHO if n % 2 else "other") for n in range(8)])
         store.release(["signals/p-0/0", "signals/p-0/1"])
@@ -176,7 +178,7 @@ def test_no_word_of_a_deleted_document_is_left(file_url: str, tmp_path: Path) ->
 def test_erased_vectors_leave_no_number(url: str, tmp_path: Path) -> None:
     """In the log, in the base, and those that an earlier compaction only marked; the others answer as before."""
     store = open_vectors(url.format(tmp_path), "test-16", DIM, shards=1, element="f32", compact_rows=4)
-    numbers = {key: 0 for key in range(12)}
+    numbers = dict.fromkeys(range(12), 0)
     with closing(store.write(0)) as writer:
         put_vectors(writer, numbers)
     with closing(store.write(0)) as writer:
@@ -189,5 +191,5 @@ def test_erased_vectors_leave_no_number(url: str, tmp_path: Path) -> None:
     files = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert [key for key in (1, 3, 7, 20) if row(key).tobytes() in files] == []
     with closing(store.read()) as reader:
-        assert holds(reader, {key: 0 for key in (0, 2, 8, 9, 10, 11, 21)})
+        assert holds(reader, dict.fromkeys((0, 2, 8, 9, 10, 11, 21), 0))
     assert store.check() == []
