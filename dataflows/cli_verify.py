@@ -7,8 +7,19 @@ from typing import Annotated
 
 import typer
 
-from dataflows.cli_output import Json, print_json, print_summary
+from dataflows.cli_output import Json, print_json
 from operators.errors import HeadraceError
+
+_MEANING = {
+    "equal": "the history is what the events make",
+    "checked": "rows computed anew and compared",
+    "differences": "named above",
+    "online": "served rows compared with the newest of the history",
+    "open": "rows of windows that can still change: not compared",
+    "unpublished": "rows in the snapshot of a killed run: compared",
+    "archived": "partitions read out of the archive",
+    "on_bus": "partitions read off the bus",
+}
 
 
 def verify_signals(
@@ -37,7 +48,7 @@ def verify_signals(
     change any more is compared. Needs the settings of the run.
     """
     from dataflows.config import load_settings
-    from dataflows.display import show_row_differences
+    from dataflows.display import show_row_differences, show_summary
     from dataflows.verify_signals import verify_signals as verify
     from stores.offline.port import Selection
 
@@ -46,9 +57,9 @@ def verify_signals(
     look = verify(load_settings(), Selection(feature_set, version, folder, first, last))
     records = [difference.record() for difference in look.differences]
     if json:
-        print_json(records)
+        print_json([*records, look.record()])
     else:
         show_row_differences(records)
-    print_summary(look.record(), json=json)
+        show_summary({name: value for name, value in look.record().items() if value is not None}, _MEANING)
     if records:
         raise HeadraceError(f"not equal, {len(records)} differ")

@@ -11,14 +11,18 @@ from typing import Any
 import numpy as np
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from dataflows.config import Settings, load_settings
 from dataflows.verify_signals import Look, verify_signals
 from operators.errors import ConfigError
+from stores.features.memory import MemoryFeatures
+from stores.features.port import View, views_of
+from stores.offline.parquet import ParquetOfflineStore
 from stores.offline.port import EVERYTHING, Selection
-from tests.flows import SOAK, Place, dirty_log, until
+from tests.flows import SETS, SOAK, Place, dirty_log, until
 from tests.late_rows import CORRECT, HOLD, late_log
 
 
@@ -230,3 +234,64 @@ def test_a_selection_sees_nothing_else(place: Place) -> None:
     assert looked(place, Selection(date_last="2001-01-01")).differences == []
     with pytest.raises(ConfigError, match="no declared feature set"):
         looked(place, Selection("nobody"))
+
+
+# --- online -----------------------------------------------------------------------------------------------------------
+
+
+def served(place: Place, change: Callable[[View, pa.Table], pa.Table]) -> MemoryFeatures:
+    """An online store that serves the newest rows of the history, as `change` leaves them."""
+    store = MemoryFeatures()
+    store.prepare(views_of(SETS))
+    for key, rows in ParquetOfflineStore(place.offline).scan():
+        view = next(v for v in views_of(SETS) if (v.feature_set.name, v.window.folder) == (key.feature_set, key.window))
+        alive = change(view, rows).filter(pc.invert(pc.field("retracted")))
+        for batch in alive.to_batches():
+            store.write(view, batch)
+    return store
+
+
+def test_what_is_served_is_compared_with_the_newest_rows(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stale row, a wrong value and one that is not served are named; the rest is equal."""
+    place.write(dirty_log(17, events=600))
+    place.quick().done()
+    views = [v for v in views_of(SETS) if v.window.text == "5s"]
+    rows = pa.concat_tables([t for k, t in ParquetOfflineStore(place.offline).scan(Selection("fast", 1, "5s"))])
+    newest = {r["entity_id"]: r["event_time"] for r in sorted(rows.to_pylist(), key=lambda r: r["event_time"])}
+
+    def as_it_is(view: View, table: pa.Table) -> pa.Table:
+        del view
+        return table
+
+    def spoiled(view: View, table: pa.Table) -> pa.Table:
+        if view not in views:
+            return table
+        out = []
+        for row in table.to_pylist():
+            last = row["event_time"] == newest[row["entity_id"]]
+            if row["entity_id"] == "s2" or (row["entity_id"] == "s1" and last):
+                continue
+            if row["entity_id"] == "s3" and last:
+                row["b__count"] += 1
+            out.append(row)
+        return pa.Table.from_pylist(out, table.schema)
+
+    monkeypatch.setattr("dataflows.verify_online.features_of", lambda *_: served(place, as_it_is))
+    look = looked(place, ONLINE_STORE="feast")
+    assert look.differences == []
+    assert look.online == sum(len(set(t["entity_id"].to_pylist())) for t in by_view(place))
+    monkeypatch.setattr("dataflows.verify_online.features_of", lambda *_: served(place, spoiled))
+    found = {(d.word, d.entity_id, d.field, d.key.window) for d in looked(place, ONLINE_STORE="feast").differences}
+    assert found == {
+        ("stale", "s1", "event_time", "5s"),
+        ("not online", "s2", None, "5s"),
+        ("online value", "s3", "b__count", "5s"),
+    }
+
+
+def by_view(place: Place) -> list[pa.Table]:
+    """The entities of each view's rows."""
+    tables: dict[tuple[str, str], list[pa.Table]] = {}
+    for key, rows in ParquetOfflineStore(place.offline).scan(columns=["entity_id"]):
+        tables.setdefault((key.feature_set, key.window), []).append(rows)
+    return [pa.concat_tables(some) for some in tables.values()]

@@ -19,6 +19,7 @@ from stores.archive.port import (
     MESSAGES,
     Archive,
     ArchiveSelection,
+    First,
     Segment,
     Verdict,
 )
@@ -70,15 +71,22 @@ def judged(archive: Archive, selection: ArchiveSelection = ALL) -> Iterator[pa.T
 
 
 def refused(archive: Archive, selection: ArchiveSelection = ALL) -> dict[str, NDArray[np.int64]]:
-    """Offsets of the selected messages that count for nothing in the end, late or dead, rising, by partition.
+    """Offsets of messages that count for nothing in the end, late or dead, rising, by partition.
 
-    As `judged` says, without reading the messages.
+    As `judged` says, without reading the messages. Of the selection dates and offsets count, as far as segments go.
     """
     found: dict[str, list[NDArray[np.int64]]] = {}
     later = archive.segments("verdicts", selection)
-    for segment, rows in scan(archive, selection, columns=["partition", "offset", "verdict"]):
+    for segment in archive.segments("signals", selection):
+        near = [
+            _of_lineage(archive.read(s), s, segment)
+            for s in later
+            if s.key.date == segment.key.date and _touches(s, segment)
+        ]
+        if not near and _all_accepted(archive.read(segment, ["verdict"])["verdict"]):
+            continue
+        rows = archive.read(segment, ["partition", "offset", "verdict"])
         verdict = _FINAL_OF_FIRST[_codes(rows["verdict"], FIRST)]
-        near = [_of_lineage(archive.read(s), s, segment) for s in later if s.key.date == segment.key.date]
         if sum(table.num_rows for table in near):
             verdicts = pa.concat_tables(near)
             at, of = _newest(rows, verdicts)
@@ -88,6 +96,11 @@ def refused(archive: Archive, selection: ArchiveSelection = ALL) -> dict[str, ND
             mine = gone.filter(pc.equal(gone["partition"].cast(pa.string()), name))
             found.setdefault(name, []).append(mine["offset"].to_numpy())
     return {name: np.sort(np.concatenate(offsets)) for name, offsets in found.items()}
+
+
+def _all_accepted(verdicts: pa.ChunkedArray) -> bool:
+    words = {word for chunk in verdicts.chunks for word in chunk.dictionary.to_pylist()}
+    return words <= {FIRST[First.ACCEPTED]}
 
 
 def count_before(archive: Archive, ends: Mapping[str, int]) -> dict[str, int]:
