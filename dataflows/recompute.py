@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from operators.feature_sets import FeatureSets
+    from operators.forgotten import Forgotten
     from operators.records import RowBlock, SignalBatch
 
 _FIRST_EVENTS_MAX = 4096
@@ -89,6 +90,7 @@ class Options:
 
     shards: how many, which `Sink.take` numbers as the flow does. bound_us: disorder to begin with; if there is more,
     all is computed again with a larger one. entity: only this entity's events count. threads: None: one a core.
+    forgotten: whose events do not count, as in the flow.
     """
 
     shards: int
@@ -97,6 +99,7 @@ class Options:
     event_bytes_max: int = 1 << 20
     entity: str | None = None
     threads: int | None = None
+    forgotten: Forgotten | None = None
 
 
 def recompute(sets: FeatureSets, feeds: Sequence[Feed], options: Options, sink: Sink) -> Recomputed:
@@ -143,7 +146,7 @@ class _Partition:
         self.newest = NO_WATERMARK
         self._feed = feed
         self._options = options
-        self._decoder = Decoder(sets, event_bytes_max=options.event_bytes_max)
+        self._decoder = Decoder(sets, event_bytes_max=options.event_bytes_max, forgotten=options.forgotten)
         self._judge = None if feed.judge is None else feed.judge()
         self._watermark = PartitionWatermark(bound_us)
         self._messages = feed.open()
