@@ -95,7 +95,12 @@ class Recovery:
                 for key, epoch, change in rows:
                     if key not in out or out[key][0] < epoch:
                         out[key] = (epoch, change)
-        return {key: pickle.loads(change) for key, (_, change) in sorted(out.items()) if change is not None}  # noqa: S301  # written by this program's own engine
+        states: dict[str, bytes] = {}
+        for key in sorted(out):
+            change = out.pop(key)[1]  # let go of each as its state is made: together they may be large
+            if change is not None:
+                states[key] = pickle.loads(change)  # noqa: S301  # written by this program's own engine
+        return states
 
     def hold(self) -> bool:
         """Keep runs away from the folder if one has made it; whether it has.
