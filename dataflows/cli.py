@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dataflows import cli_documents, cli_kafka, cli_signals
+from dataflows import cli_documents, cli_forget, cli_kafka, cli_signals, cli_verify
 from dataflows.cli_output import Json, Limit, print_json, print_summary
 from operators.errors import ConfigError, HeadraceError
 
@@ -56,7 +56,9 @@ app.command()(cli_kafka.doctor)
 app.command()(cli_kafka.produce)
 topics.command("create")(cli_kafka.topics_create)
 topics.command("list")(cli_kafka.topics_list)
+app.add_typer(cli_forget.forget, name="forget")
 verify.command("documents")(cli_documents.verify_documents)
+verify.command("signals")(cli_verify.verify_signals)
 
 Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Which ones, as `headrace dlq list` shows them.")]
 HeldIds = Annotated[
@@ -108,6 +110,7 @@ def demo(
 
 
 app.command()(cli_signals.signals)
+app.command()(cli_signals.explain)
 backfill.command("signals")(cli_signals.backfill_signals)
 backfill.command("documents")(cli_documents.backfill_documents)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dataflows.cli_output import Json, print_summary
+from dataflows.cli_output import Json, print_json, print_summary
 from operators.errors import ConfigError, HeadraceError
 
 SetName = Annotated[
@@ -125,6 +125,46 @@ def backfill_signals(
             f"{withheld.different} rows differ from those that the history holds, which stay: the inputs are not"
             " the log that the history was made of"
         )
+
+
+def explain(  # noqa: PLR0913  # the options of a command
+    entity: Annotated[str, typer.Argument(metavar="ENTITY", help="The entity_id.")],
+    *,
+    at: Annotated[
+        str, typer.Option("--at", metavar="TIME", help="A time in the window, or its end, as 2026-03-01T12:00:00Z.")
+    ],
+    window: Annotated[
+        str, typer.Option("--window", metavar="SPEC", help="The window, as `5s`, `1m/10s`, `session:30s`.")
+    ],
+    feature_set: Annotated[
+        str | None,
+        typer.Option("--feature-set", metavar="NAME", help="Whose window, if several sets have one like it."),
+    ] = None,
+    version: Annotated[
+        int | None, typer.Option("--version", metavar="N", min=1, help="Its version; the highest if none is named.")
+    ] = None,
+    field: Annotated[str | None, typer.Option("--field", metavar="F", help="Only the values of this field.")] = None,
+    json: Json = False,
+) -> None:
+    """Explain a feature row.
+
+    Shows the row and its revisions, every event of its window with partition and offset, which of them did not count
+    and why, and computes the row anew from these events. Reads the archive, and the bus for what is not in it. Exit
+    code 1 if what comes out differs from what is stored.
+    """
+    from dataflows.config import load_settings
+    from dataflows.explain_command import Question, explain_row
+
+    asked = Question(entity, at, window, feature_set, version, field)
+    record = explain_row(load_settings(), asked)
+    if json:
+        print_json([record])
+    else:
+        from dataflows.explain_display import show_explanation
+
+        show_explanation(record)
+    if record["recomputed"] != "equal":
+        raise HeadraceError("the row computed anew from its events differs from the one that is stored")
 
 
 def _check_named(feature_set: str | None, version: int | None) -> None:

@@ -15,10 +15,11 @@ from dataflows.document_wiring import metadata_as_it_is
 from dataflows.kernel_cache import drop_stale_kernels
 from dataflows.observability.logs import set_up_logs
 from dataflows.sources.topic import tried_again
-from dataflows.wiring import bus_of, dead_letters_of, features_of, offline_of
+from dataflows.wiring import bus_of, dead_letters_of, features_of, forgotten_of, offline_of
 from operators.document_tasks import DOCUMENT_STAGES, EVENT_STAGE
 from operators.documents import doc_id
-from operators.errors import ConfigError
+from operators.errors import ConfigError, RetryableError
+from operators.forgotten import REASON as FORGOTTEN
 from stores.deadletters.port import LetterFilter
 from stores.features.port import views_of
 from stores.offline.disk import locked
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from dataflows.config import Settings
     from dataflows.summary import Summary
+    from operators.forgotten import Forgotten
     from operators.records import DeadLetter
     from stores.deadletters.port import DeadLetters
     from stores.offline.port import Withheld
@@ -43,6 +45,7 @@ def backfill_files(settings: Settings, paths: Sequence[Path], *, quiet: bool) ->
     set_up_logs(settings.log_level, settings.log_format)
     sets = settings.feature_sets()
     topic_folder = (settings.bus_dir / settings.topic_signals).resolve()
+    forgotten = forgotten_of(settings)
 
     def topic(path: Path) -> str:
         """A file of the bus is its partition, so that its rejects are the same letters as live."""
@@ -63,8 +66,18 @@ def backfill_files(settings: Settings, paths: Sequence[Path], *, quiet: bool) ->
             dead_letters=dead_letters,
             topic=topic,
             lateness=None if settings.late_event_policy == "hold" else settings.lateness,
+            forgotten=forgotten,
+            still_so=lambda: check_forgotten(settings, forgotten),
         )
         return run_batch(plan, paths, progress)
+
+
+def check_forgotten(settings: Settings, known: Forgotten | None) -> None:
+    """Raise RetryableError if something was forgotten since: what was computed may hold it."""
+    now = forgotten_of(settings)
+    before = known.names if known is not None else frozenset()
+    if now is not None and not now.names <= before:
+        raise RetryableError("something was forgotten meanwhile, so nothing was written; run this again")
 
 
 def online_rows(settings: Settings, entity: str) -> list[dict[str, object]]:
@@ -165,12 +178,16 @@ def replay_letters(settings: Settings, ids: Sequence[str] | None) -> int:
         done = 0
         for page in _pages(store, ids):
             found = [kept for i in page if (kept := store.get(i)) is not None]
+            if ids is None:
+                found = [kept for kept in found if kept.reason != FORGOTTEN]
+            elif any(kept.reason == FORGOTTEN for kept in found):
+                raise ConfigError("the bytes of a forgotten entity's signals are not kept: there is nothing to replay")
             topics = [_topic_of(settings, kept) for kept in found]
             for topic in sorted({topic for topic in topics if topic is not None}):
                 originals = [replayed(kept) for kept, of in zip(found, topics, strict=True) if of == topic]
                 bus.append(topic, REPLAY_PARTITION, originals, at=bus.written(topic, REPLAY_PARTITION))
             _forget(settings, [kept.partition for kept in found if kept.stage in DOCUMENT_STAGES])
-            done += store.drop(page)
+            done += store.drop([kept.letter_id for kept in found])
         return done
 
 

@@ -129,6 +129,20 @@ def show_differences(records: Sequence[Mapping[str, object]]) -> None:
     console().print(table)
 
 
+def show_row_differences(records: Sequence[Mapping[str, object]]) -> None:
+    """Print differences between the feature history and the events that it was made from."""
+    if not records:
+        return
+    table = _table("difference", "window", "entity", "event_time", "field", "stored", "recomputed", "detail")
+    for record in records:
+        place = f"{record['feature_set']} v{record['version']} {record['window']} {record['date']}"
+        named = {**record, "window": place, "entity": record["entity_id"]}
+        shown = {name: "" if value is None else value for name, value in named.items()}
+        names = ("difference", "window", "entity", "event_time", "field", "stored", "recomputed", "detail")
+        table.add_row(*_cells(shown, *names))
+    console().print(table)
+
+
 def show_plan(documents: Sequence[Planned], total: int, record: Mapping[str, object]) -> None:
     """Print what a run would do: the first documents that it concerns, and the counts."""
     table = _table("what", "document", "chunks", "to embed")

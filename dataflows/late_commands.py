@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 import orjson
 
 from dataflows.commands import time_text
+from dataflows.forget_late import is_forgotten
+from dataflows.late_log import read_messages
 from dataflows.wiring import bus_of, holding_of
 from operators.errors import ConfigError, CorruptStoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
-    from dataflows.buses.port import Bus
     from dataflows.config import Settings
     from stores.holding.port import Holding
-
-_SCAN_EVENTS = 4096
-_WAIT_S = 0.002
 
 
 def release_held(settings: Settings, ids: Sequence[str] | None) -> int:
@@ -83,7 +80,9 @@ def late_events(settings: Settings, *, limit: int, reason: str | None = None) ->
     found: list[dict[str, object]] = []
     seen: set[object] = set()
     with closing(bus_of(settings)) as bus:
-        for message in _messages(bus, settings.topic_late):
+        for message in read_messages(bus, settings.topic_late):
+            if is_forgotten(message):
+                continue
             event = _late_event(message, settings.topic_late)
             if reason not in (None, event["reason"]):
                 continue
@@ -110,12 +109,3 @@ def _late_event(message: bytes, topic: str) -> dict[str, object]:
         raise CorruptStoreError(
             f"topic `{topic}` holds a message that is no late event; move what others wrote away from it"
         ) from error
-
-
-def _messages(bus: Bus, topic: str) -> Iterator[bytes]:
-    for partition in bus.partitions(topic):
-        with closing(bus.reader(topic, partition, None)) as reader:
-            while (chunk := reader.poll(_SCAN_EVENTS)) is not None:
-                if len(chunk.lengths) == 0:
-                    time.sleep(_WAIT_S)  # they are on their way
-                yield from (chunk.message(i) for i in range(len(chunk.lengths)))

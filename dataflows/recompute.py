@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 
 from operators.decode import Decoder
+from operators.future import without_future
 from operators.hashes import murmur3_bytes
 from operators.records import NO_WATERMARK, RawChunk
 from operators.shard import split
@@ -27,12 +28,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from operators.feature_sets import FeatureSets
-    from operators.records import RowBlock, SignalBatch
+    from operators.forgotten import Forgotten
+    from operators.records import Decoded, RowBlock, SignalBatch
 
 _FIRST_EVENTS_MAX = 4096
 _AHEAD_US_MIN = 60_000_000
 
-Judge = Callable[["SignalBatch"], "NDArray[np.bool_]"]
+Judge = Callable[["Decoded"], "NDArray[np.bool_]"]
 """Says which signals of a partition count, bool (n,); hears all of them, in the order of the log."""
 
 
@@ -54,12 +56,14 @@ class Feed:
 
     open: gives its messages from the first on; called anew for every attempt. judge: makes what tells which of them
     count; None: all that are signals do. until: the offset that is read to, exclusive; None: to the end.
+    max_future_us: see `without_future`.
     """
 
     partition: str
     open: Callable[[], Messages]
     judge: Callable[[], Judge] | None = None
     until: int | None = None
+    max_future_us: int | None = None
 
 
 class Sink(Protocol):
@@ -75,7 +79,7 @@ class Sink(Protocol):
 
 
 class Recomputed(NamedTuple):
-    """What was computed from. seen: messages read of each partition. used, duplicate, conflict: events that count."""
+    """What was computed from. seen: signals and refused messages or rows of each partition. used, duplicate, conflict: events that count."""
 
     seen: dict[str, int]
     used: int
@@ -89,6 +93,7 @@ class Options:
 
     shards: how many, which `Sink.take` numbers as the flow does. bound_us: disorder to begin with; if there is more,
     all is computed again with a larger one. entity: only this entity's events count. threads: None: one a core.
+    forgotten: whose events do not count, as in the flow.
     """
 
     shards: int
@@ -97,6 +102,7 @@ class Options:
     event_bytes_max: int = 1 << 20
     entity: str | None = None
     threads: int | None = None
+    forgotten: Forgotten | None = None
 
 
 def recompute(sets: FeatureSets, feeds: Sequence[Feed], options: Options, sink: Sink) -> Recomputed:
@@ -143,7 +149,7 @@ class _Partition:
         self.newest = NO_WATERMARK
         self._feed = feed
         self._options = options
-        self._decoder = Decoder(sets, event_bytes_max=options.event_bytes_max)
+        self._decoder = Decoder(sets, event_bytes_max=options.event_bytes_max, forgotten=options.forgotten)
         self._judge = None if feed.judge is None else feed.judge()
         self._watermark = PartitionWatermark(bound_us)
         self._messages = feed.open()
@@ -157,9 +163,12 @@ class _Partition:
         chunk = None if chunk is None else self._before_end(chunk)
         if chunk is None:
             return _Part(None, self._watermark.tick(self.name, Status.ENDED))
-        self.seen += len(chunk.offsets)
-        batch = self._decoder.decode(chunk).batch
-        counts = np.ones(len(batch), np.bool_) if self._judge is None else self._judge(batch)
+        decoded = self._decoder.decode(chunk)
+        if self._feed.max_future_us is not None:
+            decoded = without_future(decoded, chunk, self._feed.max_future_us)
+        batch = decoded.batch
+        self.seen += len(batch) + len(decoded.rejects)
+        counts = np.ones(len(batch), np.bool_) if self._judge is None else self._judge(decoded)
         self._advance(batch.event_time[counts])
         if self._entity_hash is not None:
             counts = self._of_entity(batch, counts)

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING
 import orjson
 from bytewax.recovery import init_db_dir
 
-from operators.errors import ConfigError, FatalError, ResumeError
+from operators.errors import ConfigError, FatalError, ResumeError, RetryableError
 from stores.offline.disk import fsync
+from stores.sqlite import scrubbed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 PARTS = 2
 """SQLite files of a new recovery folder."""
@@ -125,7 +126,46 @@ class Recovery:
                 for key, epoch, change in rows:
                     if key not in out or out[key][0] < epoch:
                         out[key] = (epoch, change)
-        return {key: pickle.loads(change) for key, (_, change) in sorted(out.items()) if change is not None}  # noqa: S301  # written by this program's own engine
+        states: dict[str, bytes] = {}
+        for key in sorted(out):
+            change = out.pop(key)[1]  # let go of each as its state is made: together they may be large
+            if change is not None:
+                states[key] = pickle.loads(change)  # noqa: S301  # written by this program's own engine
+        return states
+
+    def hold(self) -> bool:
+        """Keep runs away from the folder if one has made it; whether it has.
+
+        For whoever changes snapshots and runs nothing. Raises ConfigError if a run holds the folder.
+        """
+        if not (self.folder / _MANIFEST).exists():
+            return False
+        self._take_lock()
+        return True
+
+    def rewrite(self, change: Callable[[str, bytes], bytes | None]) -> int:
+        """Change the snapshots of all epochs that are kept, of the held folder; return how many changed.
+
+        change: (step, state) → the state as it is to be, None for as it is. No byte of what was before is left; a kill
+        leaves each snapshot as it was or as it is to be. Raises RetryableError while another process reads.
+        """
+        self._purge()
+        count = 0
+        with _open_all(self.folder) as databases:
+            for database in databases:
+                for row, step in database.execute("SELECT rowid, step_id FROM snaps").fetchall():
+                    saved = database.execute("SELECT ser_change FROM snaps WHERE rowid = ?", (row,)).fetchone()[0]
+                    state = None if saved is None else pickle.loads(saved)  # noqa: S301  # written by this program's own engine
+                    changed = change(step, state) if isinstance(state, bytes) else None
+                    if changed is not None:
+                        database.execute(
+                            "UPDATE snaps SET ser_change = ? WHERE rowid = ?", (pickle.dumps(changed), row)
+                        )
+                        count += 1
+                database.commit()
+                if not scrubbed(database):
+                    raise RetryableError(f"RECOVERY_DIR `{self.folder}` is being read by another process; try again")
+        return count
 
     def release(self) -> None:
         """Let another run have the folder."""
@@ -192,6 +232,21 @@ class Recovery:
 def was_made(folder: Path) -> bool:
     """Whether it is a recovery folder, or was about to become one."""
     return any((folder / name).exists() for name in (_MANIFEST, _DRAFT))
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a run holds the folder now."""
+    try:
+        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
 
 
 def resume_epoch(databases: list[sqlite3.Connection]) -> int:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from dataflows.archiving import OpenWriter
     from dataflows.buses.port import Bus, PartitionReader
     from operators.feature_sets import FeatureSets
+    from operators.forgotten import Forgotten
     from operators.records import RawChunk
     from operators.retained import Lateness
     from stores.holding.port import Holding
@@ -55,7 +56,7 @@ class SourcePlan:
     bound_us, idle_s: see WATERMARK_SECONDS, WATERMARK_IDLE_SECONDS. max_future_us: see MAX_FUTURE_SECONDS.
     lateness: what late events may still change, None under LATE_EVENT_POLICY=drop. holding: under `hold`.
     until_end: follow the log, but stop once everything is read that is there; windows stay open. One process only.
-    archive: opens writers of the archive, None if it is off.
+    archive: opens writers of the archive, None if it is off. forgotten: whose signals are refused.
     now: a monotonic clock, seconds; it decides when to look for partitions, and which are idle.
     show: hears, for others to see, next offsets by partition: of the last durable snapshot, and of what was read.
     """
@@ -73,6 +74,7 @@ class SourcePlan:
     lateness: Lateness | None = None
     holding: Holding | None = None
     archive: OpenWriter | None = None
+    forgotten: Forgotten | None = None
     until_end: bool = False
     now: Callable[[], float] = time.monotonic
     max_future_us: int | None = None
@@ -112,7 +114,7 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
         self._plan = plan
         self._alignment = alignment
         self._slot = slot
-        self._decoder = Decoder(plan.sets, event_bytes_max=plan.event_bytes_max)
+        self._decoder = Decoder(plan.sets, event_bytes_max=plan.event_bytes_max, forgotten=plan.forgotten)
         self._feeds: dict[str, Feed] = {}
         self._known: tuple[str, ...] = ()
         self._listed_at = plan.now() - _LISTING_S

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import closing
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -21,6 +22,7 @@ from stores.archive import open_archive
 from stores.archive_writer import ArchiveWriter, Background
 from stores.deadletters import open_dead_letters
 from stores.features import open_features, views_of
+from stores.forgotten import open_forgotten
 from stores.holding import open_holding
 from stores.offline import open_offline
 
@@ -31,9 +33,11 @@ if TYPE_CHECKING:
     from dataflows.config import Settings
     from dataflows.engine import Engine
     from operators.feature_sets import FeatureSets
+    from operators.forgotten import Forgotten
     from stores.archive.port import Archive
     from stores.deadletters.port import DeadLetters
     from stores.features.port import Features
+    from stores.forgotten.port import ForgottenNames
     from stores.holding.port import Holding
     from stores.offline.port import OfflineStore
 
@@ -94,6 +98,11 @@ def offline_of(settings: Settings) -> OfflineStore:
     return open_offline(f"{settings.offline_format}:///{quote(str(settings.offline_data_path))}")
 
 
+def offline_to_read(settings: Settings) -> OfflineStore:
+    """The store of the feature history as it is; nothing is touched."""
+    return open_offline(f"{settings.offline_format}:///{quote(str(settings.offline_data_path))}")
+
+
 def archive_of(settings: Settings) -> Archive:
     """The archive. Raises ConfigError unless files can be written there."""
     _check_writable("ARCHIVE_PATH", settings.archive_path)
@@ -113,6 +122,25 @@ def dead_letters_of(settings: Settings) -> DeadLetters:
 def holding_of(settings: Settings) -> Holding:
     """The store of the held events: a file in the late topic's folder on the bus."""
     return open_holding(_sqlite(settings.bus_dir / settings.topic_late / "holding.db"))
+
+
+def forgotten_path(settings: Settings) -> Path:
+    """Where it is kept what was forgotten: beside the topics, so that no lost recovery folder takes it away."""
+    return settings.bus_dir / "forgotten.db"
+
+
+def forgotten_of(settings: Settings) -> Forgotten | None:
+    """What was forgotten and must not come back; None if nothing was, and then nothing is made."""
+    path = forgotten_path(settings)
+    if not path.exists():
+        return None
+    with closing(open_forgotten(_sqlite(path))) as names:
+        return names.load()
+
+
+def forgotten_names_of(settings: Settings) -> ForgottenNames:
+    """The list of what was forgotten; made if it is not there."""
+    return open_forgotten(_sqlite(forgotten_path(settings)))
 
 
 def features_of(settings: Settings, sets: FeatureSets) -> Features | None:
@@ -169,6 +197,7 @@ def signal_plan(
         epoch_s=engine.epoch_s if engine.workers > 1 else None,
         lateness=settings.lateness,
         holding=holding_of(settings) if settings.late_event_policy == "hold" else None,
+        forgotten=forgotten_of(settings),
     )
     if settings.archive_signals:
         archive, background = archive_of(settings), Background()

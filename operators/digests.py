@@ -117,6 +117,36 @@ def _sum(data, offsets, times, hashes, sign):  # type: ignore[no-untyped-def]  #
 
 
 @njit(cache=True, nogil=True)
+def _sum_buckets(data, offsets, times, hashes, sign, group, totals):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    """Add to totals[group, bucket of the entity] (rows, low, high); sign as in `_sum`."""
+    words = np.empty(5, np.uint64)
+    for i in range(times.shape[0]):
+        if sign[i] == 0:
+            continue
+        words[0] = hashes[i, 0]
+        words[1] = hashes[i, 1]
+        words[2], words[3] = murmur3(data, offsets[i], offsets[i + 1] - offsets[i])
+        words[4] = np.uint64(times[i])
+        one, two = murmur3_words(words, 40)
+        line = totals[group[i], np.int64(words[2] & uint64(totals.shape[1] - 1))]
+        if sign[i] > 0:
+            line[0] += uint64(1)
+            line[1] += one
+            line[2] += two + uint64(line[1] < one)
+        else:
+            line[0] -= uint64(1)
+            line[2] -= two + uint64(line[1] < one)
+            line[1] -= one
+
+
+@njit(cache=True, nogil=True)
+def _buckets_of(data, offsets, buckets, out):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    for i in range(out.shape[0]):
+        low, _ = murmur3(data, offsets[i], offsets[i + 1] - offsets[i])
+        out[i] = np.int64(low & uint64(buckets - 1))
+
+
+@njit(cache=True, nogil=True)
 def _identify(data, offsets, times, out):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     words = np.empty(3, np.uint64)
     for i in range(times.shape[0]):
@@ -147,10 +177,58 @@ def digest_rows(
     counted: bool (n,), which of the rows; None for all.
     """
     content = _hashes(rows, "content_hash") if hashes is None else hashes
-    words = np.ascontiguousarray(content).view("<u8").reshape(-1, 2)
+    words = _words(content)
     sign = np.ones(rows.num_rows, np.int8) if counted is None else counted.astype(np.int8)
     count, low, high = _sum(*_names(rows), _ints(rows, "event_time"), words, sign)
     return Digest(int(count), int(low) | int(high) << 64)
+
+
+BUCKETS = 64
+"""Into so many parts, by entity, digests are cut that are to lead to a row that differs."""
+
+
+def no_buckets(groups: int) -> NDArray[np.uint64]:
+    """Digests of no rows by group and bucket, uint64 (groups, BUCKETS, 3): rows, then both halves of the sum."""
+    return np.zeros((groups, BUCKETS, 3), np.uint64)
+
+
+def add_change(totals: NDArray[np.uint64], rows: pa.Table) -> None:
+    """Add what rows of one partition, of any revisions, change in its digest, as `change` says, to totals[0].
+
+    Modulo 2^64 and 2^128: a bucket may fall below 0 rows for a while.
+    """
+    names, times, group = _names(rows), _ints(rows, "event_time"), np.zeros(rows.num_rows, np.int64)
+    replaces = rows["supersedes"].is_valid().to_numpy()
+    alive = (~rows["retracted"].to_numpy()).astype(np.int8)
+    _sum_buckets(*names, times, _words(_hashes(rows, "content_hash")), alive, group, totals)
+    if replaces.any():
+        _sum_buckets(*names, times, _words(_hashes(rows, "supersedes")), -replaces.astype(np.int8), group, totals)
+
+
+def add_rows(
+    totals: NDArray[np.uint64],
+    names: tuple[NDArray[np.uint8], NDArray[np.int64]],
+    times: NDArray[np.int64],
+    hashes: NDArray[np.uint64],
+    group: NDArray[np.int64],
+) -> None:
+    """Add final rows to totals[group].
+
+    names: UTF-8 bytes and int64 (n + 1,), of the entities. times, group: int64 (n,). hashes: uint64 (n, 2).
+    """
+    _sum_buckets(*names, times, hashes, np.ones(len(times), np.int8), group, totals)
+
+
+def buckets_of(names: tuple[NDArray[np.uint8], NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Return int64 (n,): the bucket of each entity."""
+    out = np.empty(len(names[1]) - 1, np.int64)
+    _buckets_of(*names, BUCKETS, out)
+    return out
+
+
+def entity_names(rows: pa.Table) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The column entity_id as UTF-8 bytes and int64 (n + 1,)."""
+    return _names(rows)
 
 
 def identities(rows: pa.Table) -> NDArray[np.uint8]:
@@ -158,6 +236,10 @@ def identities(rows: pa.Table) -> NDArray[np.uint8]:
     out = np.empty((rows.num_rows, 2), np.uint64)
     _identify(*_names(rows), _ints(rows, "event_time"), out)
     return out.astype("<u8", copy=False).view(np.uint8).reshape(-1, 16)
+
+
+def _words(hashes: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    return np.ascontiguousarray(hashes).view("<u8").reshape(-1, 2)
 
 
 def _names(rows: pa.Table) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -12,11 +12,12 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from operators.document_tasks import Passed
 from operators.errors import ResumeError
 from operators.packing import narrowed, pack, unpack, widened
 
 _EVENTS = re.compile(r"(pending|late)\.(\w+)")
-_KEPT = re.compile(r"retained\.(\d+)\.(events|rows)\.(\w+)")
+_KEPT = re.compile(r"retained\.(\d+)\.(events\d+|rows)\.(\w+)")
 _LINES = re.compile(r"((?:retained\.\d+\.)?\d+)\.(open|floats|ints|open_floats|open_ints)")
 _NAMES = ("data", "lengths", "hashes")
 
@@ -46,6 +47,12 @@ def shard_without(snapshot: bytes, entity_id: str) -> bytes | None:
     counts[0] += waiting
     meta["pending"] = cast("int", meta["pending"]) - waiting
     return pack(meta, arrays)
+
+
+def passed_without(state: bytes, doc_id: str) -> bytes | None:
+    """Return the snapshot of `Passed` without the document; None if it does not hold it."""
+    passed = Passed.restored(state)
+    return None if passed.turns.pop(doc_id, None) is None else passed.snapshot()
 
 
 def _place(arrays: Arrays, name: bytes) -> int | None:
@@ -87,22 +94,19 @@ def _drop_kept(meta: dict[str, object], arrays: Arrays, index: int) -> None:
     segments = cast("list[dict[str, object]]", meta.get("retained") or [])
     for number, segment in enumerate(segments):
         lows = cast("dict[str, int]", segment["lows"])
-        for kind in ("events", "rows"):
-            if f"{kind}.entity" not in lows:
-                continue
-            prefix = f"retained.{number}.{kind}."
-            packed = arrays[f"{prefix}entity"]
-            entity = widened(packed, lows[f"{kind}.entity"], np.dtype(np.int32)).astype(np.int64)
+        start = f"retained.{number}."
+        for kind in dict.fromkeys(m[2] for m in map(_KEPT.fullmatch, arrays) if m and m[1] == str(number)):
+            prefix, name = f"{start}{kind}.", f"{kind}.entity"
+            entity = widened(arrays[start + name], lows[name], np.dtype(np.int32)).astype(np.int64)
             keep = entity != index
             mine = [n for n in arrays if n.startswith(prefix)]
-            for name in mine:
-                arrays[name] = arrays[name][keep]
-            column, low = narrowed(_moved_up(entity[keep], index))
-            arrays[f"{prefix}entity"], lows[f"{kind}.entity"] = column, low
-            if not keep.any():
-                for name in mine:
-                    del arrays[name]
-                    lows.pop(f"{kind}.{name.removeprefix(prefix)}")
+            for each in mine:
+                arrays[each] = arrays[each][keep]
+            arrays[start + name], lows[name] = narrowed(_moved_up(entity[keep], index))
+            if kind == "rows" and not keep.any():
+                for each in mine:
+                    del arrays[each]
+                    lows.pop(each.removeprefix(start))
 
 
 def _drop_line(arrays: Arrays, prefix: str, index: int) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from operators.order import Pending, concatenate, copy_event, room
+from operators.compact import Compact, compacted, gathered, of_rows
+from operators.order import Pending, chosen, concatenate
 from operators.packing import narrowed, widened
 from operators.records import NO_WATERMARK
 
@@ -85,22 +86,27 @@ def joined_rows(parts: Sequence[Emitted]) -> Emitted:
 
 @dataclass(slots=True)
 class Segment:
-    """Event time from `start` up to the next segment. states: of every set, as of `start`."""
+    """Event time from `start` up to the next segment. states: of every set, as of `start`. recent: the last events."""
 
     start: int
     states: list[SetState]
-    events: list[Pending] = field(default_factory=list)
+    events: list[Compact] = field(default_factory=list)
+    recent: Pending | None = None
     rows: list[Emitted] = field(default_factory=list)
     count: int = 0
 
     def keep(self, events: Pending) -> None:
-        """Take events; small pieces are joined with the one before."""
-        n = len(events.event_time)
-        self.count += n
-        if self.events and len(self.events[-1].event_time) + n <= _SMALL_EVENTS:
-            self.events[-1] = concatenate([self.events[-1], events])
-        else:
-            self.events.append(events)
+        """Take events, at least one; small pieces are joined with the one before."""
+        self.count += len(events.event_time)
+        joined = events if self.recent is None else concatenate([self.recent, events])
+        self.recent = joined
+        if len(joined.event_time) >= _SMALL_EVENTS:
+            self.events = self.pieces()
+            self.recent = None
+
+    def pieces(self) -> list[Compact]:
+        """All of the events."""
+        return self.events if self.recent is None else [*self.events, compacted(self.recent)]
 
     def emit(self, rows: Emitted) -> None:
         """Take note of rows that are out."""
@@ -155,15 +161,20 @@ class Retained:
         metas: list[dict[str, object]] = []
         arrays: dict[str, NDArray[np.generic]] = {}
         for number, segment in enumerate(self.segments):
+            prefix = f"retained.{number}."
             lows: dict[str, int] = {}
-            for kind, pieces in (("events", segment.events), ("rows", segment.rows)):
-                for name, columns in zip(pieces[0]._fields if pieces else (), zip(*pieces, strict=True), strict=True):
-                    low = f"{kind}.{name}"
-                    arrays[f"retained.{number}.{low}"], lows[low] = narrowed(np.concatenate(columns))
+            layouts = []
+            for piece, events in enumerate(segment.pieces()):
+                name = f"events{piece}"
+                arrays[f"{prefix}{name}.entity"], lows[f"{name}.entity"] = narrowed(events.entity)
+                arrays[f"{prefix}{name}.cells"] = events.rows()
+                layouts.append(events.layout.tolist())
+            rows = segment.rows
+            for name, columns in zip(NOTHING._fields if rows else (), zip(*rows, strict=True), strict=True):
+                arrays[f"{prefix}rows.{name}"], lows[f"rows.{name}"] = narrowed(np.concatenate(columns))
             for index, (each, state) in enumerate(zip(self._windows, segment.states, strict=True)):
-                prefix = f"retained.{number}.{index}."
-                arrays |= {f"{prefix}{name}": array for name, array in each.pack_lines(state).items()}
-            metas.append({"start": segment.start, "lows": lows})
+                arrays |= {f"{prefix}{index}.{name}": array for name, array in each.pack_lines(state).items()}
+            metas.append({"start": segment.start, "lows": lows, "layouts": layouts})
         return metas, arrays
 
     def unpack(self, metas: list[dict[str, object]], arrays: dict[str, NDArray[np.generic]]) -> None:
@@ -177,8 +188,12 @@ class Retained:
                 mine = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
                 states.append(each.unpack_lines(mine))
             segment = Segment(cast("int", meta["start"]), states)
-            if "events.entity" in lows:
-                segment.keep(Pending(*_columns(f"retained.{number}.events", room(0, 0)._asdict(), lows, arrays)))  # type: ignore[arg-type]  # as packed
+            for piece, layout in enumerate(cast("list[list[list[int]]]", meta["layouts"])):
+                name = f"events{piece}"
+                packed, rows = arrays[f"retained.{number}.{name}.entity"], arrays[f"retained.{number}.{name}.cells"]
+                entity = widened(packed, lows[f"{name}.entity"], np.dtype(np.int32))
+                segment.events.append(of_rows(entity, rows, np.array(layout)))  # type: ignore[arg-type]  # as packed
+                segment.count += len(entity)
             if "rows.entity" in lows:
                 segment.emit(Emitted(*_columns(f"retained.{number}.rows", NOTHING._asdict(), lows, arrays)))  # type: ignore[arg-type]  # as packed
             self.segments.append(segment)
@@ -188,13 +203,12 @@ class Retained:
 
         Their entity is that number.
         """
-        counts = [int(_count(e.entity, small)) for e in segment.events]
-        out = room(sum(counts), fields)
-        at = 0
-        for events, count in zip(segment.events, counts, strict=True):
-            if count:
-                at = _gather(events, small, out, at)
-        return out
+        found = gathered(segment.events, small, fields)
+        if segment.recent is None:
+            return found
+        number = small[segment.recent.entity]
+        pick = np.flatnonzero(number >= 0)
+        return concatenate([found, chosen(segment.recent, pick)._replace(entity=number[pick])])
 
     def emitted(self, segment: Segment, small: NDArray[np.int32], after: NDArray[np.int64]) -> list[Emitted]:
         """The segment's rows of these entities whose end lies behind `after` (int64 (numbers,)), with their numbers."""
@@ -216,26 +230,6 @@ def _columns(
     """Packed columns as they were; `like` has their types."""
     kind = prefix.rpartition(".")[2]
     return [widened(arrays[f"{prefix}.{c}"], lows[f"{kind}.{c}"], column.dtype) for c, column in like.items()]
-
-
-@njit(cache=True, nogil=True)
-def _count(entity, small):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
-    found = 0
-    for i in range(entity.shape[0]):
-        found += small[entity[i]] >= 0
-    return found
-
-
-@njit(cache=True, nogil=True)
-def _gather(events, small, out, at):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
-    entity = events.entity
-    for i in range(entity.shape[0]):
-        number = small[entity[i]]
-        if number >= 0:
-            copy_event(events, i, out, at)
-            out.entity[at] = number
-            at += 1
-    return at
 
 
 @njit(cache=True, nogil=True)

@@ -110,8 +110,7 @@ class SqliteFile:
 def scrubbed(connection: sqlite3.Connection) -> bool:
     """Write the file anew without what was deleted, and empty its write-ahead log; False while others read that."""
     connection.execute("VACUUM")
-    busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-    return bool(busy == 0)
+    return int(connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]) == 0
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""History out of the archive, then the bus: each message once, whatever either lacks, or an error that says what."""
+"""History out of the archive, then the bus: each message once, whatever either of them lacks, or an error."""
 
 from __future__ import annotations
 
@@ -184,3 +184,21 @@ def test_progress_adds_up_to_the_end_of_the_log(tmp_path: Path) -> None:
     assert sum(heard) == bus.end(TOPIC, PARTITION)
     assert both.fetch(TOPIC, PARTITION, messages[2][0]) == messages[2][1]
     assert both.fetch(TOPIC, PARTITION, messages[7][0]) == messages[7][1]
+
+
+@given(count=st.integers(1, 16), archived=st.integers(1, 16), blanks=st.sets(st.integers(0, 15)), gone=st.booleans())
+def test_messages_whose_bytes_were_forgotten_are_passed_over(
+    count: int, archived: int, blanks: set[int], *, gone: bool
+) -> None:
+    """The archive has some without their bytes, so nobody knows where they ended: the others come, in their places."""
+    archived = count if gone else min(archived, count)
+    with tempfile.TemporaryDirectory() as name:
+        bus = FolderBus(name, event_bytes_max=EVENT_BYTES_MAX)
+        messages = filled(bus, count)
+        left = [(offset, b"" if i in blanks and i < archived else m) for i, (offset, m) in enumerate(messages)]
+        archive = archive_of(messages, [range(archived)])
+        forgotten = {left[i][0] for i in blanks if i < archived}
+        archive.blank(lambda rows: np.isin(rows["offset"].to_numpy(), list(forgotten)))
+        if gone:
+            (Path(name) / TOPIC / f"{PARTITION}.jsonl").unlink()
+        assert in_pieces(bus, archive, random.Random(count)) == left

@@ -86,7 +86,8 @@ def test_an_event_holds_its_row_to_the_bit(some: list[dict[str, object]]) -> Non
         assert dict(message.headers)["content-type"].startswith("application/cloudevents+json")
         expected = {n: v for n, v in row.items() if n != "created_at"}
         expected["window"] = SPEC.text
-        expected |= {n: row[n].hex() for n in ("content_hash", "supersedes") if isinstance(row[n], bytes)}
+        hashes = {n: row[n] for n in ("content_hash", "supersedes")}
+        expected |= {n: value.hex() for n, value in hashes.items() if isinstance(value, bytes)}
         expected |= {name: moment(row[name]) for name in ("window_start", "event_time", "known_at")}
         assert data == expected
         for name in DECLARED.columns:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dataflows.inputs import open_input
 from dataflows.recompute import Feed, Options, Recomputed, recompute
-from operators.records import RowBlock, SignalBatch
+from operators.records import Decoded, RowBlock
 from operators.rows import to_tables
 from tests.flows import SETS, Log, Place
 from tests.late_rows import WIDE, batch_rows, late_log, newest
@@ -102,8 +102,8 @@ def test_what_a_judge_refuses_and_what_stands_behind_the_end_does_not_count(plac
     feeds = []
     for path in sorted(place.topic.iterdir()):
 
-        def even(batch: SignalBatch) -> NDArray[np.bool_]:
-            kept: NDArray[np.bool_] = batch.sequence % 2 == 0
+        def even(decoded: Decoded) -> NDArray[np.bool_]:
+            kept: NDArray[np.bool_] = decoded.batch.sequence % 2 == 0
             return kept
 
         open_it = lambda path=path: open_input(path, 1 << 20)  # noqa: E731  # opened by the run

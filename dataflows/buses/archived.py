@@ -15,6 +15,8 @@ from stores.archive.reading import messages_of_partition, partitions
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from numpy.typing import NDArray
+
     from dataflows.buses.port import BoundedBus, PartitionReader, Position
     from stores.archive.port import Archive
 
@@ -86,6 +88,7 @@ class ArchivedReader:
         self._chunk: RawChunk | None = None
         self._next: int | None = None
         self._last: tuple[int, bytes] | None = None
+        self._open_end = False
         self._forgotten = False
 
     def start(self, position: Mapping[str, object] | None) -> None:
@@ -95,6 +98,7 @@ class ArchivedReader:
             return
         offset = -1 if position is None else int(str(position["offset"]))
         self._next = None if offset < 0 else offset
+        self._open_end = position is not None and bool(position.get("open_end"))
         self._chunks = messages_of_partition(self._archive, self._partition, ArchiveSelection(offset_first=self._next))
         self._chunk = next(self._chunks, None)
         if self._next is not None:
@@ -117,7 +121,7 @@ class ArchivedReader:
         """See PartitionReader."""
         if self._reader is not None:
             return self._reader.position()
-        return {"offset": -1 if self._next is None else self._next, "archived": True}
+        return {"offset": -1 if self._next is None else self._next, "archived": True, "open_end": self._open_end}
 
     def close(self) -> None:
         """See PartitionReader."""
@@ -140,11 +144,26 @@ class ArchivedReader:
         chunk = _part(chunk, 0, count)
         self._next = int(self._ends(chunk)[-1])
         self._last = int(chunk.offsets[-1]), chunk.message(count - 1)
+        self._open_end = self._bus.counts_bytes and not self._last[1]
         return chunk
 
-    def _ends(self, chunk: RawChunk) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    def _ends(self, chunk: RawChunk) -> NDArray[np.int64]:
         """Where the next message begins behind each one, at the least."""
-        return chunk.offsets + (chunk.lengths + 1 if self._bus.counts_bytes else 1)
+        if not self._bus.counts_bytes:
+            return chunk.offsets + 1
+        ends = chunk.offsets + chunk.lengths + 1
+        for i in np.flatnonzero(chunk.lengths == 0).tolist():  # empty, or one whose bytes were forgotten
+            following = int(chunk.offsets[i + 1]) if i + 1 < len(ends) else None
+            if following is None or following - ends[i] not in (0, 1):
+                ends[i] = self._end_of(int(chunk.offsets[i]), following)
+        return ends
+
+    def _end_of(self, offset: int, following: int | None) -> int:
+        """Where the message ends on the bus; if that is unknown, where the next one begins, if there is one."""
+        try:
+            return offset + len(self._bus.fetch(self._topic, self._partition, offset)) + 1
+        except ResumeError:
+            return offset + 1 if following is None else following
 
     def _following(self, chunk: RawChunk) -> int:
         """How many messages follow the last one without a gap."""
@@ -160,6 +179,9 @@ class ArchivedReader:
         try:
             position = self._bus.position_at(self._topic, self._partition, self._next)
         except ResumeError as error:
+            if self._open_end:
+                self._next = until  # nobody knows any more where the message ended whose bytes were forgotten
+                return True
             if not self._passes_gaps:
                 raise self._gap(f"offsets {self._next} to {until - 1}") from error
             tell(PartitionReset(self._partition, self._next, until))
@@ -187,7 +209,7 @@ class ArchivedReader:
 
     def _check_same(self) -> None:
         """Raise ResumeError if the bus has another message where the archive's last one stood."""
-        if self._last is None:
+        if self._last is None or not self._last[1]:
             return
         offset, message = self._last
         try:

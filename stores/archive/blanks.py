@@ -51,7 +51,7 @@ class Blanks:
 def blank(rows: pa.Table, todo: NDArray[np.bool_]) -> pa.Table:
     """The messages with those in `todo` blanked, in their order."""
     mask = pa.array(todo)
-    for name, value in (("event_time", None), ("entity_id", None), ("reason", REASON), ("rows", None), ("value", b"")):
+    for name, value in (("event_time", None), ("entity_id", None), ("reason", REASON), ("value", b"")):
         kind = MESSAGES.field(name).type
         rows = _put(rows, name, pc.if_else(mask, pa.scalar(value, kind), rows[name]))
     words = pc.if_else(mask, pa.scalar("dead"), rows["verdict"].cast(pa.string()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import groupby
 
@@ -19,6 +19,7 @@ from stores.archive.port import (
     MESSAGES,
     Archive,
     ArchiveSelection,
+    First,
     Segment,
     Verdict,
 )
@@ -98,6 +99,62 @@ def _lineages(archive: Archive) -> dict[tuple[str, int], str]:
         places = zip(many["partition"].to_pylist(), many["offset"].to_pylist(), strict=True)
         out |= dict.fromkeys(places, lineage_of(segment.writer))
     return out
+
+
+def refused(archive: Archive, selection: ArchiveSelection = ALL) -> dict[str, NDArray[np.int64]]:
+    """Offsets of messages that count for nothing in the end, late or dead, rising, by partition.
+
+    As `judged` says, without reading the messages. Of the selection dates and offsets count, as far as segments go.
+    Of messages of many signals only dead ones are named; see `refused_rows`.
+    """
+    found: dict[str, list[NDArray[np.int64]]] = {}
+    later = archive.segments("verdicts", selection)
+    for segment in archive.segments("signals", selection):
+        near = [
+            _of_lineage(archive.read(s), s, segment)
+            for s in later
+            if s.key.date == segment.key.date and _touches(s, segment)
+        ]
+        if not near and _all_accepted(archive.read(segment, ["verdict"])["verdict"]):
+            continue
+        rows = archive.read(segment, ["partition", "offset", "verdict", "rows"])
+        verdict = _FINAL_OF_FIRST[_codes(rows["verdict"], FIRST)]
+        one = pc.is_null(rows["rows"]).to_numpy()
+        if sum(table.num_rows for table in near):
+            verdicts = pa.concat_tables(near)
+            at, of = _newest(rows, verdicts)
+            verdict[at[one[at]]] = _codes(verdicts["verdict"], FINAL)[of[one[at]]]
+        gone = rows.filter(pa.array((verdict == Verdict.LATE) & one | (verdict == Verdict.DEAD)))
+        for name in pc.unique(gone["partition"].cast(pa.string())).to_pylist():
+            mine = gone.filter(pc.equal(gone["partition"].cast(pa.string()), name))
+            found.setdefault(name, []).append(mine["offset"].to_numpy())
+    return {name: np.sort(np.concatenate(offsets)) for name, offsets in found.items()}
+
+
+def _all_accepted(verdicts: pa.ChunkedArray) -> bool:
+    words = {word for chunk in verdicts.chunks for word in chunk.dictionary.to_pylist()}
+    return words <= {FIRST[First.ACCEPTED]}
+
+
+def count_before(archive: Archive, ends: Mapping[str, int]) -> dict[str, int]:
+    """How many signals and refused messages or rows of each partition are archived before that offset, exclusive."""
+    out = dict.fromkeys(ends, 0)
+    for segment in archive.segments("signals"):
+        one = segment.partition_first
+        if one == segment.partition_last and segment.offset_last < ends.get(one, 0):
+            out[one] += int(_counts(archive.read(segment, ["rows"])).sum())
+            continue
+        rows = archive.read(segment, ["partition", "offset", "rows"])
+        names, offsets, counts = rows["partition"].cast(pa.string()), rows["offset"].to_numpy(), _counts(rows)
+        for name in set(pc.unique(names).to_pylist()) & set(ends):
+            mine = pc.equal(names, name).to_numpy()
+            out[name] += int(counts[mine][offsets[mine] < ends[name]].sum())
+    return out
+
+
+def _counts(rows: pa.Table) -> NDArray[np.int64]:
+    counts: NDArray[np.int64] = pc.fill_null(rows["rows"], 1).to_numpy().astype(np.int64)
+    return counts
 
 
 def partitions(archive: Archive, selection: ArchiveSelection = ALL) -> tuple[str, ...]:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:  # importing Feast takes seconds
 def delete_entity(store: feast.FeatureStore, key: EntityKey, beside: Sequence[str] = ()) -> int:
     """Delete the entity's row in every registered view that has its join keys; return how many rows there were.
 
-    beside: names of values that stand in a row besides the view's features. Raises ConfigError, with what to
-    type, for a store other than Feast's SQLite and Redis.
+    beside: names of values that stand in a row besides the view's features. Raises ConfigError, with what to do, for a
+    store other than Feast's SQLite and Redis.
     """
     views = [view for view in store.list_feature_views() if list(view.join_keys) == list(key.join_keys)]
     kind = type(store._get_provider().online_store).__name__  # noqa: SLF001  # Feast names it nowhere else
@@ -28,10 +28,10 @@ def delete_entity(store: feast.FeatureStore, key: EntityKey, beside: Sequence[st
         case "RedisOnlineStore":
             return _from_redis(store, views, key, beside)
         case _:
-            tables = ", ".join(_table(store, view) for view in views)
+            tables = ", ".join(_table(store, view) for view in views) or "no table"
             raise ConfigError(
-                f"Headrace cannot take rows out of Feast's {kind}: delete there, where entity_key is"
-                f" `{_binary(store, key).hex()}` (hex), from {tables or 'no table'}"
+                f"Headrace cannot take an entity out of Feast's {kind}. Remove there the rows whose entity_key is"
+                f" `{_binary(store, key).hex()}` (hex), of {tables}; then type this again with ONLINE_STORE=none"
             )
 
 

@@ -27,7 +27,15 @@ from operators.errors import CorruptStoreError, RetryableError
 from operators.hashes import digest
 from stores.offline.disk import exchange, fsync, locked, names_in, remove_folder, translated
 from stores.offline.layout import FileName, Layout, own_merged, parse_file_name, rows_in
-from stores.offline.parquet import MERGED_FROM, ROW_GROUP_ROWS, STATISTICS, find_partitions, merged_from, read_file
+from stores.offline.parquet import (
+    MERGED_FROM,
+    ROW_GROUP_ROWS,
+    STATISTICS,
+    digest_note,
+    find_partitions,
+    merged_from,
+    read_file,
+)
 from stores.offline.port import EVERYTHING, MERGED_PART, PartitionKey, Selection, lineage_of
 
 GRACE_S = 2.0
@@ -166,7 +174,8 @@ def _merge(folder: Path, group: _Group, target: Path) -> int:
     del tables
     count: int
     count, total = rows.num_rows, content_digest(rows)
-    note = {MERGED_FROM: json.dumps({w: joined(r) for w, r in sorted(sequences.items())}, separators=(",", ":"))}
+    merged_of = json.dumps({w: joined(r) for w, r in sorted(sequences.items())}, separators=(",", ":"))
+    note = {**digest_note(rows), MERGED_FROM: merged_of}
     ordered = rows.sort_by(_ORDER).replace_schema_metadata(note)
     with target.open("wb") as file:
         pq.write_table(

@@ -21,7 +21,15 @@ from operators.errors import CorruptStoreError, RetryableError
 from stores.offline.compact import GRACE_S, content_digest, joined, put_in_place, remove_leftovers, remove_unseen
 from stores.offline.disk import fsync, locked, names_in, translated
 from stores.offline.layout import FileName, Layout, own_merged, parse_file_name, rows_in
-from stores.offline.parquet import MERGED_FROM, ROW_GROUP_ROWS, STATISTICS, find_partitions, merged_from, read_file
+from stores.offline.parquet import (
+    MERGED_FROM,
+    ROW_GROUP_ROWS,
+    STATISTICS,
+    digest_note,
+    find_partitions,
+    merged_from,
+    read_file,
+)
 from stores.offline.port import BATCH_PART, EVERYTHING, MERGED_PART, PartitionKey, lineage_of
 
 _READERS_S = 60.0
@@ -129,7 +137,8 @@ def _without(path: Path, entity_id: str) -> tuple[pa.Table, int]:
 
 
 def _write(rows: pa.Table, path: Path) -> None:
-    """Write one durable file and make sure that it holds these rows."""
+    """Write one durable file, with its digest, and make sure that it holds these rows."""
+    rows = rows.replace_schema_metadata({**(rows.schema.metadata or {}), **digest_note(rows)})
     with path.open("wb") as file:
         pq.write_table(
             rows,

@@ -36,9 +36,9 @@ def make_base(
 ) -> Base | None:
     """Write the base that holds everything before that sequence number, which is all that the manifest names.
 
-    anew: without taking over the old graph, in which the numbers of removed vectors stand still. None where no
-    vector is left: usearch searches no empty index. A function of those files alone; it counts only once a manifest
-    names it. Raises CorruptStoreError if a file is damaged or the result does not add up.
+    anew: without taking over the old graph, in which the numbers of removed vectors stand still. None where no vector
+    is left: usearch searches no empty index. A function of those files alone; it counts only once a manifest names it.
+    Raises CorruptStoreError if a file is damaged or the result does not add up.
     """
     touched, keys, rows = _net(folder, manifest.logs, log_format, sequence)
     index, removed = _index_without(folder, manifest.base, log_format, touched, anew=anew)

@@ -193,6 +193,34 @@ def test_preparing_twice_keeps_what_is_served(store: Store, entity: str) -> None
     assert _last(store.features, entity) == 1.0
 
 
+def test_an_entity_is_forgotten_in_every_view(store: Store, entity: str) -> None:
+    """Its rows go, those of others stay; a row that comes later is served, however old it is; twice is once."""
+    for view in VIEWS[:2]:
+        _write(store.features, _row(entity, 10, 1.0), _row(f"{entity}2", 10, 2.0), view=view)
+    again = store.reopen()
+    assert again.forget(entity) == 2
+    assert again.forget(entity) == 0
+    for view in VIEWS[:2]:
+        assert store.features.read(view, [entity]) == [None]
+        assert _last(store.features, f"{entity}2", view) == 2.0
+    _write(again, _row(entity, 0, 3.0))
+    assert _last(again, entity) == 3.0
+
+
+def test_no_byte_of_a_forgotten_entity_is_left_in_sqlite(tmp_path: Path) -> None:
+    """Neither in tables nor in what SQLite keeps of deleted rows."""
+    repository = feature_repository(tmp_path)
+    features = FeastFeatures(repository)
+    features.prepare(VIEWS)
+    name = "zyxq-unmistakable-7"
+    _write(features, *(_row(f"other-{n}", 0, 1.0) for n in range(300)), _row(name, 0, 1.0))
+    holding = lambda: [p for p in tmp_path.rglob("*") if p.is_file() and name.encode() in p.read_bytes()]  # noqa: E731  # asked twice
+    assert holding()
+    assert features.forget(name) == 1
+    assert holding() == []
+    features.close()
+
+
 def test_an_unknown_view_is_a_matter_for_a_person(store: Store) -> None:
     """A view that nobody prepared is refused by name, for reading and writing."""
     stranger = View(replace(VIEW.feature_set, name="stranger"), VIEW.window)

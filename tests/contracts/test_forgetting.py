@@ -54,7 +54,7 @@ def file_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def test_an_entity_leaves_the_history(folder_url: str, tmp_path: Path) -> None:
-    """Rows go, published, compacted or staged; all others stay in their order, staged tokens good; twice is once."""
+    """Published, compacted and staged rows go, all others stay; staged tokens stay good; twice is once."""
     store = open_offline(folder_url)
     put_rows(store, "aa.0", 0, rows(["a", WHO, "b"]))
     put_rows(store, "aa.0", 1, rows([WHO], hour=1))
@@ -97,11 +97,10 @@ def test_nothing_is_erased_beside_others_that_write(tmp_path: Path) -> None:
 
 def named(table: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     """Messages of the entity, dead ones by their bytes."""
-    mine = pc.fill_null(pc.equal(table["entity_id"], WHO), False).to_numpy()  # noqa: FBT003  # a value
-    both: np.ndarray[tuple[int], np.dtype[np.bool_]] = mine | np.array(
+    mine = pc.fill_null(pc.equal(table["entity_id"], WHO), False).to_pylist()  # noqa: FBT003  # a value
+    return np.array(mine, np.bool_) | np.array(
         [WHO.encode() in value for value in table["value"].to_pylist()], np.bool_
     )
-    return both
 
 
 def test_messages_are_blanked_in_the_archive(folder_url: str, tmp_path: Path) -> None:
@@ -133,7 +132,7 @@ def held(offset: int, entity: str) -> HeldEvent:
 
 
 def test_held_events_are_forgotten_and_numbers_go_on(file_url: str, tmp_path: Path) -> None:
-    """Held, dropped and released ones go; a later release gets a number above all given; they may come anew."""
+    """Held, dropped and released ones go; later releases get numbers above those given; they may come anew."""
     with closing(open_holding(file_url)) as store:
         store.put([held(n, WHO if n % 2 else "other") for n in range(8)])
         store.release(["signals/p-0/0", "signals/p-0/1"])
