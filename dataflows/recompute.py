@@ -79,7 +79,10 @@ class Sink(Protocol):
 
 
 class Recomputed(NamedTuple):
-    """What was computed from. seen: signals and refused messages or rows of each partition. used, duplicate, conflict: events that count."""
+    """What was computed from. seen: signals and refused messages or rows of each partition.
+
+    used, duplicate, conflict: events that count.
+    """
 
     seen: dict[str, int]
     used: int

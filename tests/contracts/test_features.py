@@ -214,7 +214,10 @@ def test_no_byte_of_a_forgotten_entity_is_left_in_sqlite(tmp_path: Path) -> None
     features.prepare(VIEWS)
     name = "zyxq-unmistakable-7"
     _write(features, *(_row(f"other-{n}", 0, 1.0) for n in range(300)), _row(name, 0, 1.0))
-    holding = lambda: [p for p in tmp_path.rglob("*") if p.is_file() and name.encode() in p.read_bytes()]  # noqa: E731  # asked twice
+
+    def holding() -> list[Path]:
+        return [p for p in tmp_path.rglob("*") if p.is_file() and name.encode() in p.read_bytes()]
+
     assert holding()
     assert features.forget(name) == 1
     assert holding() == []
