@@ -311,15 +311,7 @@ def _within(row: Row, events: pa.Table) -> tuple[tuple[dict[str, object], ...], 
             values = {
                 f: None if np.isnan(v) else float(v) for f, v in zip(declared.fields, batch.values[i], strict=True)
             }
-            found.append(
-                (
-                    int(batch.event_time[i]),
-                    int(batch.sequence[i]),
-                    *place,
-                    values,
-                    words[told[place][index - int(first[index])]],
-                )
-            )
+            found.append((int(batch.event_time[i]), int(batch.sequence[i]), *place, values, said))
     found.sort(key=lambda e: e[:4])
     counting = [e for e in found if e[5]["verdict"] != "late"]
     winners = {e[:2]: e for e in counting}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,20 @@ def test_released_events_have_rising_numbers(store: Holding) -> None:
     assert found == [(1, "p-1", 9), (2, "p-0", 9), (3, "p-0", 10), (4, "p-1", 2), (5, "p-1", 10)]
     assert [n for n, _ in store.released(2, limit=2)] == [3, 4]
     assert offsets(store) == []
+
+
+def test_events_of_one_message_are_each_their_own(store: Holding) -> None:
+    """Rows of a message of many signals share its place: each has its name, and they are released in their order."""
+    rows = [replace(event(7), row=row) for row in (10, 2, 0)]
+    assert store.put([*rows, event(7)]) == 4
+    assert store.put(rows) == 0
+    assert [e.event_id for e in store.list()] == [
+        *(f"signals/p-0/7/{row}" for row in (10, 2, 0)),
+        "signals/p-0/7",
+    ]
+    assert store.drop(["signals/p-0/7/2"]) == 1
+    assert store.release(["signals/p-0/7/10", "signals/p-0/7/0", "signals/p-0/7"]) == 3
+    assert [e.row for _, e in store.released(0)] == [-1, 0, 10]
 
 
 def test_unknown_released_and_dropped_events_are_left_alone(store: Holding) -> None:
