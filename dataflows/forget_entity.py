@@ -16,6 +16,7 @@ from dataflows.forget import ByteSearch, Erased, Receipt, Step, beside, carry_ou
 from dataflows.forget_late import rewrite_lines, silenced
 from dataflows.signal_flow import FLOW
 from dataflows.wiring import archive_of, bus_of, dead_letters_of, holding_of, offline_of
+from operators.arrow_messages import without_name
 from operators.decode import Decoder
 from operators.erasure import shard_without
 from operators.errors import HeadraceError
@@ -72,10 +73,14 @@ def without_entity(entity_id: str, step: str, state: bytes) -> bytes | None:
     match step.removeprefix(f"{FLOW}."):
         case "windows":
             return shard_without(state, entity_id)
-        case "offline" | "online":
+        case "offline" | "online" | "results":
             return rows_without(state, entity_id)
         case "late":
             return messages_changed(state, lambda message: silenced(message, entity_id))
+        case "dlq" | "failed":
+            named = Named(entity_id)
+            empty = lambda message: b"{}".ljust(len(message)) if named.in_message(message) else None  # noqa: E731  # of one use
+            return messages_changed(state, empty)
         case _:
             return None
 
@@ -111,16 +116,23 @@ def _archive(settings: Settings, entity_id: str, search: ByteSearch) -> Iterator
 
     def erase() -> int:
         with closing(archive_of(settings)) as archive:
-            return archive.blank(takes)
+            return archive.blank(takes, lambda message: without_name(message, entity_id))
 
     def look() -> int:
         with closing(archive_of(settings)) as archive:
             segments = archive.segments("signals", ArchiveSelection(entity_id=entity_id))
-            columns = ["partition", "offset", "entity_id", "verdict", "reason", "value"]
-            found = sum(int(np.count_nonzero(takes(archive.read(s, columns)))) for s in segments)
+            columns = ["partition", "offset", "entity_id", "verdict", "reason", "rows", "value"]
+            tables = [archive.read(segment, columns) for segment in segments]
+            found = sum(int(np.count_nonzero(takes(rows))) + _of_many(rows, entity_id) for rows in tables)
         return found + len(search.files(settings.archive_path))
 
     yield Step(f"archive {settings.archive_path}", "messages", erase, look)
+
+
+def _of_many(rows: pa.Table, entity_id: str) -> int:
+    """How many messages of many signals have one of the entity."""
+    values = rows.filter(pc.is_valid(rows["rows"]))["value"].to_pylist()
+    return sum(without_name(value, entity_id) is not None for value in values)
 
 
 def messages_of(entity_id: str) -> Callable[[pa.Table], NDArray[np.bool_]]:

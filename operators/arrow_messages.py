@@ -115,6 +115,19 @@ def find_rows(
     return [(row, row_message(rows.batch, offset, row)) for row in found]
 
 
+def without_name(message: bytes, entity_id: str) -> bytes | None:
+    """The message without the rows of the entity, see `without_rows`; None if it has none, or cannot be read."""
+    try:
+        batch = read_stream(message)
+        column = batch.column("entity_id")
+        plain = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+        names = plain.cast(pa.large_string()).to_pylist()
+    except (SkippableError, KeyError, pa.ArrowException):
+        return None
+    rows = [row for row, name in enumerate(names) if name == entity_id]
+    return without_rows(message, rows) if rows else None
+
+
 def without_rows(message: bytes, rows: Sequence[int]) -> bytes:
     """The message with nothing but nulls in these rows, so that the others keep their places."""
     batch = read_stream(message)

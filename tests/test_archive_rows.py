@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dataflows.archiving import late_marks, verdicts_of
+from operators.arrow_messages import without_name
 from operators.decode import Decoder
 from operators.forgotten import Forgotten, blanked, name_hash, quick_hash
 from operators.intake import Intake
@@ -141,6 +143,22 @@ def test_forgotten_rows_leave_no_bytes_and_the_others_their_places() -> None:
     archive = archived(raw, Intake("p0", strict, BOUND_US))
     assert refused_rows(archive)["p0"].tolist() == [[10, 1]]
     assert b"fan" not in b"".join(m for _, m in messages_in(messages_of_partition(archive, "p0")))
+
+
+def test_an_entity_is_taken_out_of_messages_of_many() -> None:
+    """Its rows become nulls, the rows and verdicts of others stay; once is enough."""
+    archive = archived(raw_chunk(LOG), Intake("p0", decoder(), BOUND_US))
+    before = refused_rows(archive)["p0"].tolist()
+    takes = lambda rows: pc.fill_null(pc.equal(rows["entity_id"], "fan"), False).to_numpy()  # noqa: E731, FBT003  # asked twice
+    assert archive.blank(takes, lambda message: without_name(message, "fan")) == 2
+    assert archive.blank(takes, lambda message: without_name(message, "fan")) == 0
+    kept = messages_in(messages_of_partition(archive, "p0"))
+    assert [message == old for (_, message), old in zip(kept, LOG, strict=True)] == [i not in (1, 3) for i in range(7)]
+    assert b"fan" not in b"".join(message for _, message in kept)
+    again = decoder().decode(raw_chunk([kept[1][1]]))
+    assert again.rows is not None
+    assert (again.rows.tolist(), [r.row for r in again.rejects]) == ([0, 3], [1, 2])
+    assert refused_rows(archive)["p0"].tolist() == before
 
 
 def signals(decoded: Decoded) -> list[tuple[str, int, int, list[float]]]:

@@ -8,25 +8,29 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from operators.forgotten import REASON
-from stores.archive.port import MESSAGES, ArchiveKey, Takes
+from stores.archive.port import MESSAGES, ArchiveKey, Mends, Takes, nothing
 
 
 class Blanks:
     """Blanks messages and remembers their places, so that verdicts on them can be taken out afterwards."""
 
-    def __init__(self, takes: Takes) -> None:
-        """takes: which messages."""
+    def __init__(self, takes: Takes, mends: Mends = nothing) -> None:
+        """takes, mends: see `Archive.blank`."""
         self.count = 0
         self._takes = takes
+        self._mends = mends
         self._places: dict[str, set[int]] = {}
 
     def found(self, rows: pa.Table) -> NDArray[np.bool_]:
-        """Which messages are to be blanked and are not yet; their places are remembered, blanked or not."""
-        mine = self._takes(rows)
+        """Which messages are to be changed and are not yet; places of blanked ones are remembered, blanked or not."""
+        many = pc.is_valid(rows["rows"]).to_numpy()
+        mine = self._takes(rows) & ~many
         done = pc.fill_null(pc.equal(rows["reason"], REASON), False).to_numpy()  # noqa: FBT003  # a value
         for row in np.flatnonzero(mine).tolist():
             self._places.setdefault(rows["partition"][row].as_py(), set()).add(rows["offset"][row].as_py())
         todo: NDArray[np.bool_] = mine & ~done
+        for row in np.flatnonzero(many).tolist():
+            todo[row] = self._mends(rows["value"][row].as_py()) is not None
         return todo
 
     def applied(self, key: ArchiveKey, rows: pa.Table) -> pa.Table:
@@ -36,7 +40,12 @@ class Blanks:
             return rows if keep.all() else rows.filter(pa.array(keep))
         todo = self.found(rows)
         self.count += int(np.count_nonzero(todo))
-        return blank(rows, todo) if todo.any() else rows
+        many = pc.is_valid(rows["rows"]).to_numpy()
+        mended = [self._mends(rows["value"][row].as_py()) for row in np.flatnonzero(todo & many).tolist()]
+        if mended:
+            fresh = pa.array(mended, MESSAGES.field("value").type)
+            rows = _put(rows, "value", pc.replace_with_mask(rows["value"], pa.array(todo & many), fresh))
+        return blank(rows, todo & ~many) if (todo & ~many).any() else rows
 
     def judged(self, rows: pa.Table) -> NDArray[np.bool_]:
         """Which verdicts are on messages whose places are remembered."""

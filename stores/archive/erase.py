@@ -15,14 +15,14 @@ import pyarrow.parquet as pq
 from stores.archive.blanks import Blanks
 from stores.archive.layout import ArchiveLayout, ArchiveToken, parse_archive_token
 from stores.archive.parquet import ParquetStagedFile
-from stores.archive.port import SCHEMAS, Takes
+from stores.archive.port import SCHEMAS, Mends, Takes
 from stores.offline.disk import fsync, locked, translated
 from stores.offline.layout import parse_file_name
 
-_NEEDED = ("partition", "offset", "entity_id", "verdict", "reason", "value")
+_NEEDED = ("partition", "offset", "entity_id", "verdict", "reason", "rows", "value")
 
 
-def blank_files(layout: ArchiveLayout, takes: Takes) -> int:
+def blank_files(layout: ArchiveLayout, takes: Takes, mends: Mends) -> int:
     """Blank the messages in every file of the archive; see `Archive.blank`. Memory: a row group."""
     if not layout.root.exists():
         return 0
@@ -31,7 +31,7 @@ def blank_files(layout: ArchiveLayout, takes: Takes) -> int:
         _remove_unfinished(layout)
         days = _by_day(layout)
         for files in days.values():
-            blanks = Blanks(takes)
+            blanks = Blanks(takes, mends)
             signals = [(t, p) for t, p in files if t.key.kind == "signals" and _finds(blanks, p)]
             for token, path in [(t, p) for t, p in files if t.key.kind == "verdicts" and _judges(blanks, p)] + signals:
                 _rewrite(token, path, blanks)

@@ -12,7 +12,7 @@ from operators.errors import CorruptStoreError, ResumeError
 from stores.archive.blanks import Blanks
 from stores.archive.columns import in_log_order
 from stores.archive.layout import ArchiveToken, parse_archive_token
-from stores.archive.port import ALL, ArchiveKey, ArchiveSelection, Kind, Segment, Takes, check_stage
+from stores.archive.port import ALL, ArchiveKey, ArchiveSelection, Kind, Mends, Segment, Takes, check_stage, nothing
 from stores.archive.repeats import foreign, segment_of, withhold
 from stores.offline.layout import FileName
 from stores.offline.port import Withheld, check_writer
@@ -111,10 +111,10 @@ class MemoryArchive:
             raise CorruptStoreError(f"`{token}` is gone from the archive")
         return rows if columns is None else rows.select(list(columns))
 
-    def blank(self, takes: Takes) -> int:
+    def blank(self, takes: Takes, mends: Mends = nothing) -> int:
         """Blank messages; see `Archive.blank`."""
         self._check_open()
-        blanks = Blanks(takes)
+        blanks = Blanks(takes, mends)
         with self._lock:
             for kind in ("signals", "verdicts"):
                 for token in [t for t in self._staged if t.key.kind == kind]:

@@ -19,7 +19,18 @@ import pyarrow.parquet as pq
 from operators.errors import CorruptStoreError, ResumeError
 from stores.archive.columns import in_log_order
 from stores.archive.layout import ArchiveLayout, ArchiveToken, parse_archive_token, parse_date_folder
-from stores.archive.port import ALL, SCHEMAS, ArchiveKey, ArchiveSelection, Kind, Segment, Takes, check_stage
+from stores.archive.port import (
+    ALL,
+    SCHEMAS,
+    ArchiveKey,
+    ArchiveSelection,
+    Kind,
+    Mends,
+    Segment,
+    Takes,
+    check_stage,
+    nothing,
+)
 from stores.archive.repeats import COLUMNS, foreign, withhold
 from stores.offline.disk import fsync, locked, make_folders, names_in, translated
 from stores.offline.layout import FileName, parse_file_name
@@ -156,12 +167,12 @@ class ParquetArchive:
             rows = file.read_row_group(segment.index, columns=None if columns is None else list(columns))
         return rows if columns is None else rows.select(list(columns))
 
-    def blank(self, takes: Takes) -> int:
+    def blank(self, takes: Takes, mends: Mends = nothing) -> int:
         """Write the files anew that hold such messages; see `Archive.blank`."""
         from stores.archive.erase import blank_files  # it builds on this module
 
         self._check_open()
-        gone = blank_files(self._layout, takes)
+        gone = blank_files(self._layout, takes, mends)
         self._footers.clear()
         return gone
 

@@ -187,6 +187,15 @@ class StagedFile(Protocol):
 Takes = Callable[[pa.Table], NDArray[np.bool_]]
 """Says which rows of MESSAGES are to be blanked, bool (n,)."""
 
+Mends = Callable[[bytes], bytes | None]
+"""Gives a message of many signals without those that are to go, in which all others have their rows still; None if
+there are none of them."""
+
+
+def nothing(message: bytes) -> None:
+    """Mends no message."""
+    del message
+
 
 class Archive(Protocol):
     """All messages in two steps: staged ones are durable and invisible, published ones are visible.
@@ -238,10 +247,11 @@ class Archive(Protocol):
         """
         ...
 
-    def blank(self, takes: Takes) -> int:
+    def blank(self, takes: Takes, mends: Mends = nothing) -> int:
         """Leave of these messages, staged ones too, that there was one: dead, forgotten, without bytes and entity.
 
-        What was found out about them later goes. Return how many there were. Safe to repeat, and after a kill; other
+        What was found out about them later goes. Messages of many signals become what `mends` gives, and are not asked
+        of `takes`. Return how many there were. Safe to repeat, and after a kill; other
         messages and the segments they are in stay as they are.
         """
         ...
