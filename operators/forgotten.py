@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Literal
@@ -23,6 +25,10 @@ DETAIL = "its entity is forgotten; the bytes are not kept"
 
 SALT_BYTES = 16
 
+_STRING = re.compile(rb'("(?:[^"\\]|\\.)*")(\s*:)?', re.DOTALL)
+"""A string of JSON, and what makes it a key."""
+
+_SEARCHED_BYTES = 1 << 16
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 _SHIFT = np.uint64(29)
 
@@ -51,11 +57,29 @@ class Forgotten:
         return name_hash(self.salt, kind, name) in self.names
 
     def taken_out(self, decoded: Decoded) -> Decoded:
-        """Signals of forgotten entities as rejects without bytes; the others as they are.
+        """Signals of forgotten entities, and messages that are no signals and name one, as rejects without bytes.
 
-        Costs a search of each event's hash; only where that finds one is a name hashed.
+        The others are as they were. Costs a search of each event's hash; only where that finds one is a name hashed.
         """
-        if len(self.quick) == 0 or len(decoded.batch) == 0:
+        if len(self.quick) == 0:
+            return decoded
+        rejects = tuple(self._silenced(reject) for reject in decoded.rejects)
+        return self._refused(decoded if rejects == decoded.rejects else replace(decoded, rejects=rejects))
+
+    def _silenced(self, reject: Reject) -> Reject:
+        """The reject, without bytes if one of its strings is forgotten."""
+        for text, colon in _STRING.findall(reject.original[:_SEARCHED_BYTES]):
+            try:
+                name = "" if colon else json.loads(text)
+            except ValueError:
+                continue
+            if name and self.has("entity", name):
+                return Reject(reject.index, reject.offset, REASON, DETAIL, b"")
+        return reject
+
+    def _refused(self, decoded: Decoded) -> Decoded:
+        """The signals that are not of forgotten entities; the others join the rejects."""
+        if len(decoded.batch) == 0:
             return decoded
         batch = decoded.batch
         mixed = _mixed(self.salt, batch.entity_hash)

@@ -82,6 +82,20 @@ def test_exactly_their_events_are_refused(log: list[str], gone: set[str]) -> Non
     assert [r for r in sieved.rejects if r.reason != REASON] == list(plain.rejects)
 
 
+def test_a_broken_message_that_names_them_is_not_kept() -> None:
+    """Neither whole nor cut short; one that names nobody, or another, is kept as ever."""
+    names = MemoryForgotten()
+    names.add("entity", "ключ-😀", now_us=0)
+    kept = [b'{"entity_id": "other", "event_ti', b"{", b'{"\xd0": 1']
+    bad = [
+        '{"entity_id": "ключ-😀", "event_time": "never"}'.encode(),
+        b'{"entity_id":"\\u043a\\u043b\\u044e\\u0447-\\ud83d\\ude00","ev',
+    ]
+    decoded = Decoder(feature_sets(), forgotten=names.load()).decode(raw_chunk([*kept, *bad]))
+    assert [r.original for r in decoded.rejects] == [*kept, b"", b""]
+    assert [r.reason for r in decoded.rejects[3:]] == [REASON, REASON]
+
+
 def test_an_alike_hash_is_no_match() -> None:
     """What only the quick hash takes for forgotten is not refused."""
     names = MemoryForgotten()
