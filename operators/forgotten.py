@@ -74,7 +74,7 @@ class Forgotten:
             except ValueError:
                 continue
             if name and self.has("entity", name):
-                return Reject(reject.index, reject.offset, REASON, DETAIL, b"")
+                return Reject(reject.index, reject.offset, REASON, DETAIL, b"", row=reject.row)
         return reject
 
     def _refused(self, decoded: Decoded) -> Decoded:
