@@ -42,7 +42,7 @@ app = _group(
 )
 backfill = _group("Compute history from complete files, or write it to files.")
 dlq = _group("Look at refused inputs, replay or drop them.")
-late = _group("Look at events that came after their watermark; release or drop those that are held.")
+late = _group("Look at late events; release or drop those that are held.")
 topics = _group("Look at the topics on Kafka, or make them.")
 verify = _group("Hold what was written against what it was made from.")
 app.add_typer(backfill, name="backfill")

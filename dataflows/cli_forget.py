@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dataflows.forget import Receipt
 
 forget = typer.Typer(
-    help="Erase an entity or a document everywhere, and keep it from coming back.",
+    help="Erase an entity or a document, and keep it away.",
     invoke_without_command=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -32,7 +32,7 @@ def forget_one(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     json: Json = False,
 ) -> None:
-    """Erase an entity or a document everywhere, and keep it from coming back.
+    """Erase an entity or a document, and keep it away.
 
     An entity: feature history, archive, online store, late and held events, dead letters, recovery snapshots. A
     document: chunks, full text, vectors, artifacts, dead letters, recovery snapshots. Everything else stays as it is,
@@ -68,7 +68,10 @@ def forget_one(
 
 @forget.command("list")
 def forget_list(*, json: Json = False) -> None:
-    """List what is kept from coming back: salted hashes, since nothing else is known of it."""
+    """List what is kept away, as salted hashes.
+
+    Nothing else is known of it.
+    """
     from contextlib import closing
 
     from dataflows.commands import time_text
@@ -95,7 +98,10 @@ def forget_lift(
     *,
     json: Json = False,
 ) -> None:
-    """Let an entity or a document come again; what was erased stays erased."""
+    """Let an entity or a document come again.
+
+    What was erased stays erased.
+    """
     from contextlib import closing
 
     from dataflows.config import load_settings

@@ -81,7 +81,9 @@ def backfill_signals(
     version: Version = None,
     json: Json = False,
 ) -> None:
-    """Add the rows that the history lacks: from complete files, or of a new version of a feature set.
+    """Add the rows that the history lacks.
+
+    They come from complete files, or are those of a new version of a feature set.
 
     The same operators as live, so the same rows; what the history holds is not written again, so it is safe to
     repeat. All rows become visible at the end. Late events are counted; refused ones go to the dead letters.
@@ -94,8 +96,9 @@ def backfill_signals(
     CSV and Parquet need the columns entity_id, event_time and sequence, and may have source and trace_id; every
     other column is a field of the payload.
 
+    With --feature-set in place of --input, history is the archive and then the bus, and the rows are those of one set.
+
     \b
-    With --feature-set in place of --input, history is the archive and then the bus, and the rows are those of one set:
       headrace backfill signals --feature-set pump --version 2
       headrace signals --feature-set pump --version 2       goes on from there
 

@@ -105,12 +105,6 @@ def _job(settings: Settings, sets: FeatureSets, bus: WritableBus, beside: Beside
             plan = replace(plan, source=replace(plan.source, until_end=beside.until_end))
         return build(plan)
 
-    def settled(recovery: Recovery, lineage: str) -> None:
-        settle_stores(recovery, settings)
-        if beside is None:
-            settle_logs(recovery, settings, sets, lineage, bus)
-            _settle_offsets(recovery, settings, bus)
-
     return Job(
         name=FLOW,
         folder=settings.recovery_dir,
@@ -120,12 +114,17 @@ def _job(settings: Settings, sets: FeatureSets, bus: WritableBus, beside: Beside
             "partitions": len((bus if history is None else history).partitions(settings.topic_signals)),
         },
         build=flow,
-        settle=settled,
+        settle=lambda recovery, lineage: settle(
+            recovery, settings, lineage, None if beside is not None else (bus, sets)
+        ),
     )
 
 
-def settle_stores(recovery: Recovery, settings: Settings) -> None:
-    """Publish what the last durable snapshot had staged. Always right, safe to repeat."""
+def settle(recovery: Recovery, settings: Settings, lineage: str, told: tuple[WritableBus, FeatureSets] | None) -> None:
+    """Publish what the last durable snapshot had staged. Always right, safe to repeat.
+
+    told: where others hear of it, and the sets that rows are of; None if nobody does.
+    """
     offline = offline_of(settings)
     for state in recovery.states(f"{FLOW}.offline").values():
         offline.publish(staged_tokens(state))
@@ -134,10 +133,13 @@ def settle_stores(recovery: Recovery, settings: Settings) -> None:
         slots = map(slot_writer_state, recovery.states(f"{FLOW}.read").values())
         for found in (*slots, *recovery.states(f"{FLOW}.archive").values()):
             archive.publish(() if found is None else staged_tokens(found))
+    if told is not None:
+        bus, sets = told
+        _settle_logs(recovery, settings, sets, lineage, bus)
+        _settle_offsets(recovery, settings, bus)
 
 
-def settle_logs(recovery: Recovery, settings: Settings, sets: FeatureSets, lineage: str, bus: WritableBus) -> None:
-    """Append what the last durable snapshot held for other logs. Always right, safe to repeat."""
+def _settle_logs(recovery: Recovery, settings: Settings, sets: FeatureSets, lineage: str, bus: WritableBus) -> None:
     outlets = outlets_of(settings, bus)
     logs = {"late": (settings.topic_late, lineage)}
     if outlets is not None:
