@@ -12,8 +12,9 @@ from dataflows.observability.events import Stopped, tell
 from dataflows.signal_flow import FLOW, append_to, build, failed_writer, results_writer
 from dataflows.summary import Summary, summary_of
 from dataflows.wiring import bus_of, identity_of, monitor_of, offline_of, outlets_of, signal_plan
+from stores.log_writer import append_all, logged
 from stores.results_writer import tell_rows, untold
-from stores.writers import logged, staged_tokens
+from stores.writers import staged_tokens
 
 if TYPE_CHECKING:
     from bytewax.dataflow import Dataflow
@@ -76,7 +77,7 @@ def settle(recovery: Recovery, settings: Settings, lineage: str, bus: WritableBu
     for step, (topic, writer) in logs.items():
         for state in recovery.states(f"{FLOW}.{step}").values():
             at, messages = logged(state)
-            bus.append(topic, writer, messages, at=at)
+            append_all(append_to(bus, topic, writer), messages, at)
     _settle_offsets(recovery, settings, bus)
 
 
@@ -91,9 +92,10 @@ def _settle_offsets(recovery: Recovery, settings: Settings, bus: WritableBus) ->
 
 
 def _settle_results(recovery: Recovery, settings: Settings, lineage: str, topic: str, bus: WritableBus) -> None:
+    sets = settings.feature_sets()
     for part, state in recovery.states(f"{FLOW}.results").items():
         at, blocks = untold(state)
-        tell_rows(append_to(bus, topic, results_writer(lineage, part)), at, blocks, settings.feature_sets())
+        tell_rows(append_to(bus, topic, results_writer(lineage, part)), at, blocks, sets)
 
 
 def bare_flow() -> Dataflow:

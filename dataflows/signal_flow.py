@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import bytewax.operators as op
-import numpy as np
 from bytewax.dataflow import Dataflow
 from bytewax.operators import StatefulBatchLogic
 
-from dataflows.announcing import dead_letter, late_event, signal_failed
+from dataflows.announcing import dead_letter, signal_failed
 from dataflows.observability.events import DeadLettersOpened, Failed, WindowsClosed, tell
 from dataflows.set_aside import late_at_shard_messages, late_messages, letters_of, tell_refused
 from dataflows.signal_source import SignalSource, SourcePlan
@@ -27,10 +26,11 @@ from operators.watermark import Status
 from operators.windows import Shard
 from stores.results_writer import ResultsWriter
 from stores.sinks import DeadLetterSink, LogSink, OnlineSink, RowsSink
-from stores.writers import Delivery, OfflineWriter, Rows
+from stores.writers import Delivery, OfflineWriter, Rows, partitioned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from concurrent.futures import Executor
 
     from bytewax.operators import KeyedStream
 
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from operators.windows import LateAtShard
     from stores.deadletters.port import DeadLetters
     from stores.features.port import Features
+    from stores.log_writer import Append
     from stores.offline.port import OfflineStore
-    from stores.writers import Append
 
 Taken = TypeVar("Taken")
 Given = TypeVar("Given")
@@ -52,6 +52,9 @@ Given = TypeVar("Given")
 FLOW = "signals"
 OFFLINE_WRITERS = 4
 _WRITING_THREADS = 2
+_AHEAD_ROWS = 4_096
+"""So many closed rows are laid out as tables by another thread while the next shard closes its windows."""
+
 STEPS = ("read", "dead_letters", "late", "windows", "offline", "online", "dlq", "failed", "results")
 """Steps with state: their names are part of the snapshots and never change."""
 
@@ -71,6 +74,11 @@ class SignalPlan:
     lineage: str
     durable: bool
     staged: bool
+
+    @property
+    def at_once(self) -> bool:
+        """Whether messages are sent before their snapshot is durable: without transactions Kafka knows no repeat."""
+        return self.outlets is not None and not self.staged
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +101,10 @@ class Closed:
 class WindowsLogic(StatefulBatchLogic["Share", "Closed", bytes]):
     """One shard as Bytewax sees it: it never flushes on its own, and its snapshot is bytes."""
 
-    def __init__(self, sets: FeatureSets, resume: bytes | None) -> None:
-        """resume: what `snapshot` returned."""
+    def __init__(self, sets: FeatureSets, resume: bytes | None, beside: Executor) -> None:
+        """resume: what `snapshot` returned. beside: the threads that write files."""
         self._sets = sets
+        self._beside = beside
         self._shard = Shard(sets, resume)
 
     def on_batch(self, values: list[Share]) -> tuple[Iterable[Closed], bool]:
@@ -113,7 +122,10 @@ class WindowsLogic(StatefulBatchLogic["Share", "Closed", bytes]):
         silent = any(s.tick.status is not Status.LIVE for s in values)
         ended = any(s.tick.status is Status.ENDED for s in values)
         self._tell_closed(blocks)
-        return [Closed(Rows(tuple(blocks), final=silent, ended=ended), tuple(late))], False
+        ahead = None
+        if sum(map(len, blocks)) >= _AHEAD_ROWS:
+            ahead = self._beside.submit(partitioned, blocks, self._sets)
+        return [Closed(Rows(tuple(blocks), silent, ended, ahead), tuple(late))], False
 
     def on_eof(self) -> tuple[Iterable[Closed], bool]:
         """The run stops here, not the log: windows stay open; the stores need not wait for more rows."""
@@ -144,18 +156,19 @@ def build(plan: SignalPlan) -> Dataflow:
     op.output("dead_letters", refused, DeadLetterSink(plan.dead_letters, failed))
 
     shares = op.flat_map_batch("split", pieces, _logged("split", lambda p: _shares(p, keys)))
-    closed = op.stateful_batch("windows", shares, lambda resume: WindowsLogic(source.sets, resume))
+    beside = ThreadPoolExecutor(_WRITING_THREADS, "offline")
+    closed = op.stateful_batch("windows", shares, lambda resume: WindowsLogic(source.sets, resume, beside))
 
     late_there = op.flat_map_batch("late_at_partition", pieces, _logged("late", lambda p: _late_there(p, source.topic)))
     late_here = op.flat_map_batch("late_at_shard", closed, _logged("late", lambda c: _late_here(c, plan)))
     late = op.merge("late_events", late_there, late_here)
 
     append_late = append_to(plan.late_bus, plan.topic_late, plan.lineage)
-    op.output("late", late, LogSink(append_late, failed, durable=plan.durable))
+    op.output("late", late, LogSink(append_late, failed, durable=plan.durable, at_once=plan.at_once))
 
     rows = op.map("rows", closed, lambda pair: (pair[0], pair[1].rows))
 
-    delivery = Delivery(plan.durable, plan.staged, ThreadPoolExecutor(_WRITING_THREADS, "offline"))
+    delivery = Delivery(plan.durable, plan.staged, beside)
 
     def open_offline(part: str, resume: bytes | None) -> OfflineWriter:
         name = f"{plan.lineage}.{part}"
@@ -175,7 +188,7 @@ def _announce(
     """Tell Kafka of dead letters and, if somebody wants them, of results."""
 
     def log_of(append: Append) -> LogSink:
-        return LogSink(append, failed, durable=plan.durable)
+        return LogSink(append, failed, durable=plan.durable, at_once=plan.at_once)
 
     dead = op.map_value("dead_letter_messages", refused, lambda some: _told(some, outlets.original_bytes_max))
     op.output("dlq", dead, log_of(append_to(outlets.bus, outlets.topic_dlq, plan.lineage)))
@@ -187,7 +200,7 @@ def _announce(
     def open_results(part: str, resume: bytes | None) -> ResultsWriter:
         assert outlets.topic_results is not None  # asked above
         append = append_to(outlets.bus, outlets.topic_results, results_writer(plan.lineage, part))
-        return ResultsWriter(append, plan.source.sets, resume, durable=plan.durable)
+        return ResultsWriter(append, plan.source.sets, resume, durable=plan.durable, at_once=plan.at_once)
 
     op.output("results", rows, RowsSink(open_results, failed, parts=OFFLINE_WRITERS))
 
@@ -263,11 +276,7 @@ def _shares(piece: Piece, keys: tuple[str, ...]) -> list[tuple[str, Share]]:
 
 def _late_there(piece: Piece, topic: str) -> list[tuple[str, list[Message]]]:
     """Late by their partition's own watermark; always one item, so that the log's writer is awake."""
-    values = late_messages(piece, topic)
-    if piece.batch is None or piece.late is None or not values:
-        return [("log", [])]
-    index = np.flatnonzero(piece.late).tolist()
-    return [("log", [late_event(value, piece.batch, i) for value, i in zip(values, index, strict=True)])]
+    return [("log", late_messages(piece, topic))]
 
 
 def _late_here(pair: tuple[str, Closed], plan: SignalPlan) -> list[tuple[str, list[Message]]]:
@@ -275,6 +284,5 @@ def _late_here(pair: tuple[str, Closed], plan: SignalPlan) -> list[tuple[str, li
     source = plan.source
     messages: list[Message] = []
     for late in pair[1].late:
-        values = late_at_shard_messages(late, source.topic, source.bus, source.sets)
-        messages += [late_event(value, late.events, i) for i, value in enumerate(values)]
+        messages += late_at_shard_messages(late, source.topic, source.bus, source.sets)
     return [("log", messages)] if messages else []

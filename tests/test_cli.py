@@ -24,8 +24,19 @@ from tests.flows import ROOT, SETS, Log, Place, clean_log, dirty_log
 
 COMMANDS = {
     (): (
-        "documents", "search", "doctor", "produce", "demo", "signals", "features", "compact", "backfill", "dlq", "late",
-        "verify", "topics",
+        "documents",
+        "search",
+        "doctor",
+        "produce",
+        "demo",
+        "signals",
+        "features",
+        "compact",
+        "backfill",
+        "dlq",
+        "late",
+        "verify",
+        "topics",
     ),
     ("backfill",): ("signals", "documents"),
     ("dlq",): ("list", "show", "replay", "drop"),

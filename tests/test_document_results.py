@@ -23,7 +23,12 @@ def place(tmp_path: Path, kafka: str) -> Iterator[DocumentPlace]:
     name = f"docs-{uuid.uuid4().hex}"
     told = {"TOPIC_DLQ": f"{name}.dlq", "TOPIC_RESULTS": f"{name}.results"}
     create_topic(kafka, name, beside=list(told.values()))
-    settings: dict[str, object] = {"KAFKA_BROKERS": kafka, "TOPIC_DOCS": name, "KAFKA_CONFIG": "fetch.wait.max.ms=20", **told}
+    settings: dict[str, object] = {
+        "KAFKA_BROKERS": kafka,
+        "TOPIC_DOCS": name,
+        "KAFKA_CONFIG": "fetch.wait.max.ms=20",
+        **told,
+    }
     with DocumentPlace(tmp_path / "place", settings=settings) as made:
         yield made
 
@@ -61,7 +66,7 @@ def test_indexed_failed_and_deleted_documents_are_told(place: DocumentPlace) -> 
     ]
     ((_, original, headers),) = consume_all(str(place.settings["KAFKA_BROKERS"]), str(place.settings["TOPIC_DLQ"]))
     assert orjson.loads(original)["uri"] == place.uri("c.pdf")
-    assert headers["headrace-stage"] == "extract"
+    assert headers["ce_stage"] == "extract"
 
 
 def test_what_a_crash_cuts_short_is_told_again_under_the_same_id(place: DocumentPlace) -> None:
