@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import orjson
 
+from dataflows.buses.cloudevents import CloudEvent, attribute, binary, structured
 from dataflows.set_aside import entity_of
+from operators.document_tasks import DOCUMENT_STAGES, EVENT_STAGE
 from operators.documents import doc_id
-from operators.feature_events import STRUCTURED
 from operators.messages import Message
+from operators.signal_rules import ENTITY_BYTES_MAX
 from stores.deadletters.port import storable
 from stores.metadata.records import Delete, Rename, Upsert
 
@@ -20,13 +21,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from dataflows.buses.port import WritableBus
-    from operators.records import DeadLetter, SignalBatch
+    from operators.records import DeadLetter
     from stores.index_writer import IndexChange
     from stores.metadata.port import MetadataStore
     from stores.metadata.records import Document
 
 SIGNALS = "/headrace/signals"
 DOCUMENTS = "/headrace/documents"
+_TRACE_MAX = 256
+"""Characters of a trace's id that are told; a sender may have written anything there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,48 +47,48 @@ class Outlets:
 
 def event(kind: str, source: str, name: str, subject: str, data: object, time_us: int | None = None) -> Message:
     """A structured CloudEvent of type `headrace.<kind>`, keyed by its subject. name: its id."""
-    envelope = {
-        "specversion": "1.0",
-        "id": name,
-        "source": source,
-        "type": f"headrace.{kind}",
-        "datacontenttype": "application/json",
-        "subject": subject,
-        **({} if time_us is None else {"time": _time(time_us)}),
-        "data": data,
-    }
-    return Message(orjson.dumps(envelope), _utf8(subject), STRUCTURED)
-
-
-def late_event(value: bytes, batch: SignalBatch, index: int) -> Message:
-    """A late event, in its structured envelope, for the late topic."""
-    return Message(value, batch.entity(index).encode(), STRUCTURED)
+    told = CloudEvent(
+        attribute(name),
+        source,
+        f"headrace.{kind}",
+        orjson.dumps(data),
+        subject=attribute(subject),
+        time_us=time_us,
+    )
+    return structured(told, _utf8(subject))
 
 
 def dead_letter(letter: DeadLetter, original_bytes_max: int) -> Message:
-    """A dead letter for its topic: the original as it came, all that is known of it in headers."""
+    """A dead letter for its topic: a binary CloudEvent, its data the original, all else in its attributes."""
     kept = storable(letter)
     whole = len(kept.original) <= original_bytes_max
     entity = _entity(kept) if whole else None
-    headers = {
-        "headrace-id": kept.letter_id,
-        "headrace-stage": kept.stage,
-        "headrace-reason": kept.reason,
-        "headrace-detail": kept.detail,
-        "headrace-source": kept.source,
-        "headrace-partition": kept.partition,
-        "headrace-offset": str(kept.offset),
-        "headrace-time": _time(kept.time_us),
-        **({} if kept.trace_id is None else {"headrace-trace-id": kept.trace_id}),
-        **({} if whole else {"headrace-left-out-bytes": str(len(kept.original))}),
+    known = {
+        "stage": kept.stage,
+        "reason": kept.reason,
+        "detail": kept.detail,
+        "origin": kept.source,
+        "partition": kept.partition,
+        "offset": str(kept.offset),
+        "traceid": (kept.trace_id or "")[:_TRACE_MAX],
+        "leftoutbytes": "" if whole else str(len(kept.original)),
     }
-    key = None if entity is None else _utf8(entity)
-    return Message(kept.original if whole else b"", key, tuple(headers.items()))
+    told = CloudEvent(
+        kept.letter_id,
+        DOCUMENTS if kept.stage in (*DOCUMENT_STAGES, EVENT_STAGE) else SIGNALS,
+        "headrace.dead_letter",
+        kept.original if whole else b"",
+        "application/octet-stream",
+        subject=None if not entity else attribute(entity),
+        time_us=kept.time_us,
+        extensions={name: attribute(text) for name, text in known.items() if text},
+    )
+    return binary(told, None if entity is None else _utf8(entity))
 
 
 def replayed(letter: DeadLetter) -> Message:
-    """The original of a dead letter for the topic that it came from, with what it was in headers."""
-    entity = _entity(letter)
+    """The original of a dead letter for the topic that it came from, keyed as it was, with what it was in headers."""
+    entity = _uri(letter.original) if letter.stage == EVENT_STAGE else _entity(letter)
     headers = (("headrace-id", letter.letter_id), ("headrace-replayed-from", f"{letter.partition}/{letter.offset}"))
     return Message(letter.original, None if entity is None else _utf8(entity), headers)
 
@@ -97,7 +100,9 @@ def signal_failed(letter: DeadLetter) -> Message:
 
 
 def document_failed(letter: DeadLetter) -> Message:
-    """The result of a document that was refused."""
+    """The result of a document, or of a message about one, that was refused."""
+    if letter.stage == EVENT_STAGE:
+        return _failed("doc_failed", DOCUMENTS, storable(letter), _uri(letter.original) or letter.partition, {})
     document = doc_id(letter.partition)
     return _failed("doc_failed", DOCUMENTS, storable(letter), document, {"doc_id": document, "uri": letter.partition})
 
@@ -177,7 +182,7 @@ def _failed(kind: str, source: str, letter: DeadLetter, subject: str, more: dict
         "source": letter.source,
         "partition": letter.partition,
         "offset": letter.offset,
-        "trace_id": letter.trace_id,
+        "trace_id": None if letter.trace_id is None else letter.trace_id[:_TRACE_MAX],
     }
     return event(kind, source, letter.letter_id, subject, data, letter.time_us)
 
@@ -185,12 +190,16 @@ def _failed(kind: str, source: str, letter: DeadLetter, subject: str, more: dict
 def _entity(letter: DeadLetter) -> str | None:
     """Its entity_id, as far as it can be read and written."""
     entity = entity_of(letter.original)
-    return None if entity is None else _utf8(entity).decode()
+    return None if entity is None or len(_utf8(entity)) > ENTITY_BYTES_MAX else _utf8(entity).decode()
 
 
-def _time(time_us: int) -> str:
-    """RFC 3339 in UTC."""
-    return datetime.fromtimestamp(time_us // 1_000_000, UTC).replace(microsecond=time_us % 1_000_000).isoformat()
+def _uri(original: bytes) -> str | None:
+    """The uri of a message about a document, as far as it can be read."""
+    try:
+        uri = orjson.loads(original)["data"]["uri"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return uri if isinstance(uri, str) and 0 < len(_utf8(uri)) <= ENTITY_BYTES_MAX else None
 
 
 def _utf8(text: str) -> bytes:

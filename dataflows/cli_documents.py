@@ -46,7 +46,7 @@ def documents(
       INGEST_SOURCES            folders, files and globs, with commas between them
       SOURCE_INCLUDE            what is a document [**/*.md,**/*.txt,**/*.pdf]
       SOURCE_POLL_INTERVAL_SEC  seconds between two looks [60]
-      TOPIC_DOCS                messages about documents, on KAFKA_BROKERS [docs]
+      TOPIC_DOCS                messages about documents, on Kafka [docs]
       PII_REDACTION             off, regex or presidio [off]
       CHUNK_SIZE                characters of a chunk, at most [1000]
       EMBEDDINGS                local, stub or openai [local]

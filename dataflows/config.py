@@ -80,6 +80,7 @@ class Settings(BaseSettings):
     max_future_seconds: float = Field(
         86_400.0,
         gt=0,
+        le=366 * 86_400,
         description="An event this far ahead of the time at which Kafka took it is a dead letter.",
     )
     watermark_seconds: float = Field(

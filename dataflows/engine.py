@@ -240,7 +240,7 @@ def _one_error(error: BaseException, failures: list[Failed], folder: Path) -> He
     """The HeadraceError at the bottom of it, or a FatalError that says which step failed how."""
     chain: list[BaseException] = [f.error for f in failures]
     cause: BaseException | None = error
-    while cause is not None:
+    while cause is not None and cause not in chain[len(failures) :]:
         chain.append(cause)
         cause = cause.__cause__
     known = next((e for e in chain if isinstance(e, HeadraceError)), None)

@@ -115,22 +115,22 @@ class Recovery:
 
     def states(self, step_id: str) -> dict[str, bytes]:
         """The committed snapshot of every key of a step; keys without one are left out."""
-        out: dict[str, tuple[int, bytes | None]] = {}
+        newest: dict[str, tuple[int, sqlite3.Connection, int]] = {}
+        states: dict[str, bytes] = {}
         with _open_all(self.folder) as databases:
             resume = resume_epoch(databases)
             for database in databases:
                 rows = database.execute(
-                    "SELECT state_key, snap_epoch, ser_change FROM snaps WHERE step_id = ? AND snap_epoch < ?",
+                    "SELECT rowid, state_key, snap_epoch FROM snaps WHERE step_id = ? AND snap_epoch < ?",
                     (step_id, resume),
                 )
-                for key, epoch, change in rows:
-                    if key not in out or out[key][0] < epoch:
-                        out[key] = (epoch, change)
-        states: dict[str, bytes] = {}
-        for key in sorted(out):
-            change = out.pop(key)[1]  # let go of each as its state is made: together they may be large
-            if change is not None:
-                states[key] = pickle.loads(change)  # noqa: S301  # written by this program's own engine
+                for row, key, epoch in rows:
+                    if key not in newest or newest[key][0] < epoch:
+                        newest[key] = epoch, database, row
+            for key, (_, database, row) in sorted(newest.items()):
+                (change,) = database.execute("SELECT ser_change FROM snaps WHERE rowid = ?", (row,)).fetchone()
+                if change is not None:
+                    states[key] = pickle.loads(change)  # noqa: S301  # written by this program's own engine
         return states
 
     def hold(self) -> bool:

@@ -28,8 +28,9 @@ from dataflows.wiring import (
     signal_plan,
 )
 from operators.feature_sets import FeatureSets
+from stores.log_writer import append_all, logged
 from stores.results_writer import tell_rows, untold
-from stores.writers import logged, staged_tokens
+from stores.writers import staged_tokens
 
 if TYPE_CHECKING:
     from bytewax.dataflow import Dataflow
@@ -150,7 +151,7 @@ def _settle_logs(recovery: Recovery, settings: Settings, sets: FeatureSets, line
     for step, (topic, writer) in logs.items():
         for state in recovery.states(f"{FLOW}.{step}").values():
             at, messages = logged(state)
-            bus.append(topic, writer, messages, at=at)
+            append_all(append_to(bus, topic, writer), messages, at)
 
 
 def _settle_offsets(recovery: Recovery, settings: Settings, bus: WritableBus) -> None:

@@ -11,6 +11,7 @@ import orjson
 from dataflows.observability.events import Late, Refused, tell
 from operators.arrow_messages import find_rows, is_stream
 from operators.errors import SkippableError
+from operators.messages import STRUCTURED, Message
 from operators.records import DeadLetter
 from operators.signal_rules import open_document
 from stores.deadletters.port import letter_id
@@ -29,7 +30,7 @@ DECODE = "decode"
 """Stage of a dead letter that could not be decoded."""
 
 
-def late_messages(piece: Piece, topic: str) -> list[bytes]:
+def late_messages(piece: Piece, topic: str) -> list[Message]:
     """The piece's late events as messages for the late topic, in the order of the log."""
     if piece.batch is None or piece.late is None or not piece.originals:
         return []
@@ -42,7 +43,7 @@ def late_messages(piece: Piece, topic: str) -> list[bytes]:
     return out
 
 
-def late_at_shard_messages(late: LateAtShard, topic: str, bus: Bus, declared: FeatureSets) -> list[bytes]:
+def late_at_shard_messages(late: LateAtShard, topic: str, bus: Bus, declared: FeatureSets) -> list[Message]:
     """Events that came below their shard's watermark, their originals fetched from the bus again.
 
     declared: the sets that they were decoded for.
@@ -105,8 +106,8 @@ def _held(message: tuple[int, bytes], topic: str, batch: SignalBatch, index: int
     return HeldEvent(*place, *signal, original, row)
 
 
-def late_message(original: bytes, topic: str, batch: SignalBatch, index: int, reason: str, row: int = -1) -> bytes:
-    """A structured CloudEvent whose data is the signal as it came, so that it can be fed in again as it is.
+def late_message(original: bytes, topic: str, batch: SignalBatch, index: int, reason: str, row: int = -1) -> Message:
+    """A structured CloudEvent, keyed by its entity, whose data is the signal as it came, to be fed in again as it is.
 
     Its id is a function of (topic, partition, offset) and of the row in a message of many signals: a consumer can drop
     repeats.
@@ -125,7 +126,8 @@ def late_message(original: bytes, topic: str, batch: SignalBatch, index: int, re
         "offset": str(offset),
         "subject": batch.entity(index),
     }
-    return orjson.dumps(envelope)[:-1] + b',"data":' + data + b"}"
+    value = orjson.dumps(envelope)[:-1] + b',"data":' + data + b"}"
+    return Message(value, batch.entity(index).encode(), STRUCTURED)
 
 
 def letters_of(piece: Piece, topic: str) -> list[DeadLetter]:

@@ -16,7 +16,7 @@ import numpy as np
 from bytewax.dataflow import Dataflow
 from bytewax.operators import StatefulBatchLogic
 
-from dataflows.announcing import dead_letter, late_event, signal_failed
+from dataflows.announcing import dead_letter, signal_failed
 from dataflows.archiving import verdicts_of
 from dataflows.observability.events import DeadLettersOpened, Failed, WindowsClosed, tell
 from dataflows.set_aside import (
@@ -36,10 +36,11 @@ from operators.watermark import Status
 from operators.windows import Shard
 from stores.results_writer import ResultsWriter
 from stores.sinks import ArchiveSink, DeadLetterSink, HoldingSink, LogSink, OnlineSink, RowsSink
-from stores.writers import Delivery, OfflineWriter, Rows
+from stores.writers import Delivery, OfflineWriter, Rows, partitioned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from concurrent.futures import Executor
 
     from bytewax.dataflow import Stream
     from bytewax.operators import KeyedStream
@@ -58,8 +59,8 @@ if TYPE_CHECKING:
     from stores.deadletters.port import DeadLetters
     from stores.features.port import Features
     from stores.holding.port import HeldEvent
+    from stores.log_writer import Append
     from stores.offline.port import OfflineStore
-    from stores.writers import Append
 
 Taken = TypeVar("Taken")
 Given = TypeVar("Given")
@@ -67,6 +68,9 @@ Given = TypeVar("Given")
 FLOW = "signals"
 OFFLINE_WRITERS = 4
 _WRITING_THREADS = 2
+_AHEAD_ROWS = 4_096
+"""So many closed rows are laid out as tables by another thread while the next shard closes its windows."""
+
 STEPS = ("read", "dead_letters", "late", "windows", "offline", "online", "archive", "dlq", "failed", "results")
 """Steps with state: their names are part of the snapshots and never change."""
 
@@ -91,6 +95,11 @@ class SignalPlan:
     durable: bool
     staged: bool
     beside: bool = False
+
+    @property
+    def at_once(self) -> bool:
+        """Whether messages are sent before their snapshot is durable: without transactions Kafka knows no repeat."""
+        return self.outlets is not None and not self.staged
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +130,17 @@ class WindowsLogic(StatefulBatchLogic["Share", "Closed", bytes]):
     """One shard as Bytewax sees it: it never flushes on its own, and its snapshot is bytes."""
 
     def __init__(
-        self, sets: FeatureSets, resume: bytes | None, lateness: Lateness | None = None, *, notes_fates: bool = False
+        self,
+        sets: FeatureSets,
+        resume: bytes | None,
+        beside: Executor,
+        lateness: Lateness | None = None,
+        *,
+        notes_fates: bool = False,
     ) -> None:
-        """resume: what `snapshot` returned. notes_fates: for the archive."""
+        """resume: what `snapshot` returned. beside: the threads that write files. notes_fates: for the archive."""
         self._sets = sets
+        self._beside = beside
         self._shard = Shard(sets, resume, lateness, notes_fates=notes_fates)
 
     def on_batch(self, values: list[Share]) -> tuple[Iterable[Closed], bool]:
@@ -141,8 +157,10 @@ class WindowsLogic(StatefulBatchLogic["Share", "Closed", bytes]):
         silent = any(s.tick.status is not Status.LIVE for s in values)
         ended = any(s.tick.status is Status.ENDED for s in values)
         self._tell_closed(blocks)
-        rows = Rows(tuple(blocks), final=silent, ended=ended)
-        return [Closed(rows, tuple(late), self._shard.taken_fates())], False
+        ahead = None
+        if sum(map(len, blocks)) >= _AHEAD_ROWS:
+            ahead = self._beside.submit(partitioned, blocks, self._sets)
+        return [Closed(Rows(tuple(blocks), silent, ended, ahead), tuple(late), self._shard.taken_fates())], False
 
     def _take(self, share: Share) -> list[LateAtShard]:
         """Take what there is; return what is set aside."""
@@ -178,8 +196,11 @@ def build(plan: SignalPlan) -> Dataflow:
 
     shares = op.flat_map_batch("split", pieces, _logged("split", lambda p: _shares(p, keys)))
     archived = source.archive is not None
+    beside = ThreadPoolExecutor(_WRITING_THREADS, "offline")
     closed = op.stateful_batch(
-        "windows", shares, lambda resume: WindowsLogic(source.sets, resume, source.lateness, notes_fates=archived)
+        "windows",
+        shares,
+        lambda resume: WindowsLogic(source.sets, resume, beside, source.lateness, notes_fates=archived),
     )
     if source.archive is not None:
         verdicts = op.flat_map_batch("verdicts", closed, _logged("archive", lambda c: _verdicts(c, plan)))
@@ -188,7 +209,7 @@ def build(plan: SignalPlan) -> Dataflow:
     refused = None if plan.beside else _lay_set_aside(plan, pieces, closed)
     rows = op.map("rows", closed, lambda pair: (pair[0], pair[1].rows))
 
-    delivery = Delivery(plan.durable, plan.staged, ThreadPoolExecutor(_WRITING_THREADS, "offline"))
+    delivery = Delivery(plan.durable, plan.staged, beside)
 
     def open_offline(part: str, resume: bytes | None) -> OfflineWriter:
         name = f"{plan.lineage}.{part}"
@@ -221,7 +242,7 @@ def _lay_set_aside(
         op.output("holding", op.merge("held_events", held_there, held_here), HoldingSink(source.holding, failed))
 
     append_late = append_to(plan.late_bus, plan.topic_late, plan.lineage)
-    op.output("late", late, LogSink(append_late, failed, durable=plan.durable))
+    op.output("late", late, LogSink(append_late, failed, durable=plan.durable, at_once=plan.at_once))
     return refused
 
 
@@ -231,7 +252,7 @@ def _announce(
     """Tell Kafka of dead letters and, if somebody wants them, of results."""
 
     def log_of(append: Append) -> LogSink:
-        return LogSink(append, failed, durable=plan.durable)
+        return LogSink(append, failed, durable=plan.durable, at_once=plan.at_once)
 
     dead = op.map_value("dead_letter_messages", refused, lambda some: _told(some, outlets.original_bytes_max))
     op.output("dlq", dead, log_of(append_to(outlets.bus, outlets.topic_dlq, plan.lineage)))
@@ -243,7 +264,7 @@ def _announce(
     def open_results(part: str, resume: bytes | None) -> ResultsWriter:
         assert outlets.topic_results is not None  # asked above
         append = append_to(outlets.bus, outlets.topic_results, results_writer(plan.lineage, part))
-        return ResultsWriter(append, plan.source.sets, resume, durable=plan.durable)
+        return ResultsWriter(append, plan.source.sets, resume, durable=plan.durable, at_once=plan.at_once)
 
     op.output("results", rows, RowsSink(open_results, failed, parts=OFFLINE_WRITERS))
 
@@ -324,11 +345,7 @@ def _shares(piece: Piece, keys: tuple[str, ...]) -> list[tuple[str, Share]]:
 
 def _late_there(piece: Piece, plan: SignalPlan) -> list[tuple[str, list[Message]]]:
     """Late by their partition's own watermark; always one item, so that the log's writer is awake."""
-    values = [] if plan.source.holding is not None else late_messages(piece, plan.source.topic)
-    if piece.batch is None or not values:
-        return [("log", [])]
-    index = piece.set_aside.tolist()
-    return [("log", [late_event(value, piece.batch, i) for value, i in zip(values, index, strict=True)])]
+    return [("log", [] if plan.source.holding is not None else late_messages(piece, plan.source.topic))]
 
 
 def _late_here(pair: tuple[str, Closed], plan: SignalPlan) -> list[tuple[str, list[Message]]]:
@@ -336,10 +353,8 @@ def _late_here(pair: tuple[str, Closed], plan: SignalPlan) -> list[tuple[str, li
     source = plan.source
     messages: list[Message] = []
     for late in pair[1].late:
-        if source.holding is not None and late.reason != "too_old":
-            continue
-        values = late_at_shard_messages(late, source.topic, source.bus, source.sets)
-        messages += [late_event(value, late.events, i) for i, value in enumerate(values)]
+        if source.holding is None or late.reason == "too_old":
+            messages += late_at_shard_messages(late, source.topic, source.bus, source.sets)
     return [("log", messages)] if messages else []
 
 

@@ -11,9 +11,6 @@ from urllib.parse import quote
 from dataflows.alignment import SLOTS
 from dataflows.announcing import Outlets
 from dataflows.buses import open_bus
-from dataflows.buses.kafka import KafkaBus
-from dataflows.buses.kafka_monitor import KafkaMonitor
-from dataflows.buses.kafka_writer import missing_topic
 from dataflows.engine import STOP
 from dataflows.signal_flow import FLOW, OFFLINE_WRITERS, SignalPlan
 from dataflows.signal_source import SourcePlan
@@ -29,6 +26,7 @@ from stores.offline import open_offline
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from dataflows.buses.kafka_monitor import KafkaMonitor
     from dataflows.buses.port import Bus, WritableBus
     from dataflows.config import Settings
     from dataflows.engine import Engine
@@ -68,14 +66,20 @@ def outlets_of(settings: Settings, bus: WritableBus) -> Outlets | None:
 
 def monitor_of(settings: Settings, bus: WritableBus) -> KafkaMonitor | None:
     """What shows others how far signals are read; None without Kafka."""
-    if not isinstance(bus, KafkaBus):
+    if not settings.kafka_brokers:
         return None
+    from dataflows.buses.kafka import KafkaBus
+    from dataflows.buses.kafka_monitor import KafkaMonitor
+
+    assert isinstance(bus, KafkaBus)  # `bus_of` says so
     return KafkaMonitor(bus.cluster, settings.topic_signals, settings.kafka_group_id)
 
 
 def check_topic(bus: WritableBus, topic: str) -> None:
     """Raise ConfigError if a topic of Kafka's is to be written to and is not there."""
     if not bus.partitions(topic):
+        from dataflows.buses.kafka_writer import missing_topic
+
         raise missing_topic(topic)
 
 

@@ -104,7 +104,7 @@ def find_rows(
 
     What is wanted several times is found in as many rows, the first ones. Raises LookupError if one is not there.
     """
-    rows = read_rows(message, declared)
+    rows = read_rows(message, declared, row_bytes_max=None)  # it was read once
     places: dict[tuple[bytes, int, int], list[int]] = defaultdict(list)
     columns = (rows.entity.tolist(), rows.event_time.tolist(), rows.sequence.tolist())
     for row in np.flatnonzero(rows.good)[::-1].tolist():

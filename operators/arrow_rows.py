@@ -15,19 +15,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from operators.arrow_sizes import WRITTEN_SHARE_MAX, check_written
 from operators.arrow_stream import is_flat, is_text, read_stream, short
 from operators.compiled import kernel
 from operators.errors import DecodeError, SchemaError
 from operators.feature_sets import FeatureSets
 from operators.hashes import murmur3
 from operators.rfc3339 import TIME_US_END
-from operators.signal_rules import ENTITY_BYTES_MAX, Reason
+from operators.signal_rules import ENTITY_BYTES_MAX, EVENT_BYTES_MAX, Reason
 from operators.simd import PAD, copy_vector
 
 SIGNAL_COLUMNS = ("entity_id", "event_time", "sequence", "source", "trace_id")
-
-ENTITY_SHARE_MAX = 16
-"""Bytes of entity_id that the rows may have together for each byte of the message, which may hold them once only."""
 
 _EXACT_MAX = 1 << 53
 _NAME_MAX = 64
@@ -75,15 +73,16 @@ class ArrowRows:
     entity_bytes: int
 
 
-def read_rows(message: bytes, declared: FeatureSets) -> ArrowRows:
-    """Read the rows of a stream with the payload fields of these sets.
+def read_rows(message: bytes, declared: FeatureSets, row_bytes_max: int | None = EVENT_BYTES_MAX) -> ArrowRows:
+    """Read the rows of a stream with the payload fields of these sets. row_bytes_max: of a row as JSON; None for any.
 
-    Raises DecodeError for a stream that is damaged or too large, SchemaError naming a column that is missing or of
-    the wrong kind: then no row can be used.
+    Raises DecodeError for a stream that is damaged or whose rows are too large, SchemaError naming a column that is
+    missing or of the wrong kind: then no row can be used.
     """
     batch = read_stream(message)
     if batch.num_rows == 0:
         raise DecodeError(Reason.EMPTY, "the message is an Arrow IPC stream without rows")
+    check_written(batch, len(message), row_bytes_max)
     columns = _named(batch.schema.names, batch.columns, "the message")
     good = np.ones(batch.num_rows, np.bool_)
     texts, entity = _entities(_required(columns, "entity_id", Reason.ENTITY_ID), good)
@@ -93,7 +92,7 @@ def read_rows(message: bytes, declared: FeatureSets) -> ArrowRows:
     payload = _payload(columns, good)
     values = tuple(_floats(name, payload[name], good) if name in payload else None for name in declared.fields)
     sets = _masks(columns, declared, batch.num_rows)
-    spent = _entity_bytes(texts, entity[good], ENTITY_SHARE_MAX * len(message))
+    spent = _entity_bytes(texts, entity[good], WRITTEN_SHARE_MAX * len(message))
     return ArrowRows(batch, texts, entity, event_time, sequence, sets, values, good, spent)
 
 

@@ -23,6 +23,7 @@ _TROUBLE = (pa.ArrowException, ArithmeticError, LookupError, MemoryError, OSErro
 
 _TEXT = frozenset({pa.string().id, pa.large_string().id, pa.string_view().id})
 _BYTES = frozenset({pa.binary().id, pa.large_binary().id, pa.binary_view().id, pa.binary(1).id})
+_VIEWS = frozenset({pa.string_view().id, pa.binary_view().id})
 _DECIMALS = frozenset(kind(5).id for kind in (pa.decimal32, pa.decimal64, pa.decimal128, pa.decimal256))
 _TIMES = frozenset(
     {
@@ -78,6 +79,16 @@ def is_flat(kind: pa.DataType) -> bool:
 def is_text(kind: pa.DataType) -> bool:
     """Whether it is one of Arrow's types of text."""
     return kind.id in _TEXT
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Whether it is one of Arrow's types of bytes that are no text."""
+    return kind.id in _BYTES
+
+
+def is_view(kind: pa.DataType) -> bool:
+    """Whether values of the type are places in a text or bytes that they may share."""
+    return kind.id in _VIEWS
 
 
 def _check_kinds(schema: pa.Schema) -> None:

@@ -109,7 +109,7 @@ class Decoder:
         if len(message) > self._event_bytes_max:
             told = f"the message has {len(message)} bytes; at most {self._event_bytes_max} are taken"
             raise DecodeError(Reason.TOO_LARGE, told)
-        rows = read_rows(message, self._sets)
+        rows = read_rows(message, self._sets, self._event_bytes_max)
         judged.opened.append((index, rows))
         if not rows.good.all():
             judged.rejects.extend(refused_rows(rows, index, offset, self._fields))

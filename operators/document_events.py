@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
 
-import orjson
-
 from operators.errors import DecodeError, SchemaError
 from operators.extract import MARKDOWN, PDF, PLAIN
+from operators.signal_rules import Reason, load_json
 
 URI_CHARS = 2048
 """Longest uri that a message may name."""
@@ -35,8 +34,8 @@ class EventReason(StrEnum):
     """Why a message is refused: the stable word in listings and metrics."""
 
     TOO_LARGE = "too_large"
-    NOT_UTF8 = "not_utf8"
-    NOT_JSON = "not_json"
+    NOT_UTF8 = Reason.NOT_UTF8.value
+    NOT_JSON = Reason.NOT_JSON.value
     NOT_OBJECT = "not_object"
     ENVELOPE = "envelope"
     TYPE = "type"
@@ -68,7 +67,7 @@ def parse_event(message: bytes, *, bytes_max: int) -> DocumentEvent:
     if len(message) > bytes_max:
         said = f"the message has {len(message)} bytes; EVENT_BYTES_MAX lets {bytes_max} pass"
         raise DecodeError(EventReason.TOO_LARGE, said)
-    value = _object(_load(message), "the message")
+    value = _object(load_json(message), "the message")
     data = _object(_data(value), "`data`")
     kind = _kind(value.get("type"))
     uri = check_uri(data.get("uri"))
@@ -94,19 +93,6 @@ def _bad_uri(why: str) -> SchemaError:
     return SchemaError(EventReason.URI, f"`uri` {why}")
 
 
-def _load(text: bytes) -> object:
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        try:
-            text.decode()
-        except UnicodeDecodeError as broken:
-            said = f"the message is not UTF-8: {broken.reason} at byte {broken.start}"
-            raise DecodeError(EventReason.NOT_UTF8, said) from broken
-        said = f"the message is not JSON: {error.msg} at character {error.pos}"
-        raise DecodeError(EventReason.NOT_JSON, said) from error
-
-
 def _object(value: object, what: str) -> dict[str, Any]:
     if isinstance(value, dict):
         return value
@@ -124,7 +110,7 @@ def _data(value: dict[str, Any]) -> object:
         return value["data"]
     if "data_base64" not in value:
         raise DecodeError(EventReason.ENVELOPE, "the CloudEvents envelope needs either `data` or `data_base64`")
-    return _load(_decoded(value["data_base64"], "data_base64", EventReason.ENVELOPE))
+    return load_json(_decoded(value["data_base64"], "data_base64", EventReason.ENVELOPE))
 
 
 def _kind(said: object) -> EventKind:

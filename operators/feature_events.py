@@ -11,13 +11,10 @@ import pyarrow as pa
 from numba import njit
 from numpy.typing import NDArray
 
-from operators.messages import Message
+from operators.messages import STRUCTURED, Message
 
 if TYPE_CHECKING:
     from operators.feature_sets import FeatureSet, WindowSpec
-
-STRUCTURED = (("content-type", "application/cloudevents+json; charset=UTF-8"),)
-"""Headers of a structured event."""
 
 SOURCE = "/headrace/signals"
 TYPE = "headrace.features_emitted"

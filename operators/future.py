@@ -5,18 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from heapq import merge
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from operators.arrow_messages import originals
-from operators.entities import gather_bytes
 from operators.errors import SkippableError
-from operators.records import Decoded, RawChunk, Reject, SignalBatch
+from operators.records import Decoded, RawChunk, Reject
+from operators.shard import take
 from operators.signal_rules import open_document
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 FUTURE = "future"
 """Reason of such an event."""
@@ -46,7 +42,7 @@ def without_future(decoded: Decoded, chunk: RawChunk, max_us: int) -> Decoded:
     together = merge(decoded.rejects, rejects, key=lambda r: (r.index, -1 if r.row is None else r.row))
     rows = None if decoded.rows is None else decoded.rows[kept]
     return replace(
-        decoded, batch=_picked(decoded.batch, kept), index=decoded.index[kept], rejects=tuple(together), rows=rows
+        decoded, batch=take(decoded.batch, kept), index=decoded.index[kept], rejects=tuple(together), rows=rows
     )
 
 
@@ -65,21 +61,6 @@ def _reject(decoded: Decoded, i: int, taken_ms: int, original: bytes) -> Reject:
         original=original,
         trace_id=trace_id,
         row=None if row < 0 else row,
-    )
-
-
-def _picked(batch: SignalBatch, kept: NDArray[np.int64]) -> SignalBatch:
-    data, offsets = gather_bytes(batch.entity_data, batch.entity_offsets, kept)
-    return SignalBatch(
-        batch.partition,
-        data,
-        offsets,
-        batch.entity_hash[kept],
-        batch.event_time[kept],
-        batch.sequence[kept],
-        batch.offset[kept],
-        batch.sets[kept],
-        batch.values[kept],
     )
 
 

@@ -9,6 +9,9 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+STRUCTURED = (("content-type", "application/cloudevents+json; charset=UTF-8"),)
+"""Headers of a structured CloudEvent."""
+
 _NO_KEY = -1
 
 

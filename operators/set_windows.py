@@ -183,10 +183,14 @@ class SetWindows:
             self._room = _room(self._plan, rows)
 
     def _blocks(self, room: RowBuffer, count: int, entities: Names) -> Iterator[RowBlock]:
-        """Take the rows out of the buffer."""
+        """Take the rows out of the buffer, or the buffer itself where they fill most of it."""
         if count > 0:
-            place = room.place[:count].copy()
-            yield RowBlock(self._index, *entities.gather(place[:, ROW_ENTITY]), place, room.values[:count].copy())
+            place, values = room.place[:count], room.values[:count]
+            if 2 * count > len(room.place):
+                self._room = _room(self._plan, len(room.place))
+            else:
+                place, values = place.copy(), values.copy()
+            yield RowBlock(self._index, *entities.gather(place[:, ROW_ENTITY]), place, values)
 
 
 def _plan(declared: FeatureSet, index: int, fields: tuple[str, ...]) -> SetPlan:

@@ -96,7 +96,7 @@ def open_document(message: bytes, *, bytes_max: int = EVENT_BYTES_MAX) -> Docume
         raise DecodeError(Reason.TOO_LARGE, f"the message has {len(message)} bytes; at most {bytes_max} are taken")
     if not message.strip(_BLANKS):
         raise DecodeError(Reason.EMPTY, "the message is empty; a JSON object is expected")
-    return Document(message, _members(message, _load))
+    return Document(message, _members(message, load_json))
 
 
 def check(document: Document, fields: tuple[str, ...]) -> Signal:
@@ -114,7 +114,8 @@ def check(document: Document, fields: tuple[str, ...]) -> Signal:
     return Signal(entity, event_time, sequence, values, _optional_text(members, "source", Reason.SOURCE))
 
 
-def _load(text: bytes) -> object:
+def load_json(text: bytes) -> object:
+    """Parse JSON. Raises DecodeError with Reason.NOT_UTF8 or NOT_JSON, and where."""
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
@@ -128,7 +129,7 @@ def _load(text: bytes) -> object:
 
 
 def _load_exactly(text: bytes) -> object:
-    """Parse what `_load` took, with integers of any size; a huge one only has to stay a huge integer."""
+    """Parse what `load_json` took, with integers of any size; a huge one only has to stay a huge integer."""
     return json.loads(text.decode(), parse_int=lambda digits: int(digits[:_DIGITS_MAX]))
 
 

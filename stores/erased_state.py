@@ -9,8 +9,8 @@ import numpy as np
 from operators.messages import Message, pack_messages
 from operators.packing import pack, unpack
 from operators.rows import take_rows
+from stores.log_writer import logged
 from stores.row_states import pack_rows, unpack_rows
-from stores.writers import logged
 
 if TYPE_CHECKING:
     from collections.abc import Callable

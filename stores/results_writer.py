@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, cast
 
 from operators.feature_events import feature_events
 from operators.rows import join, to_tables
+from stores.log_writer import APPENDED_MAX, Append, OneLater
 from stores.row_states import pack_rows, unpack_rows
-from stores.writers import Append, Rows, by_set
+from stores.writers import Rows, by_set
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,42 +22,32 @@ if TYPE_CHECKING:
     from operators.records import RowBlock
 
 _ENCODED_ROWS = 2048
-_APPENDED_ROWS = 16_384
-"""Rows of one append, which bounds memory and the time that a transaction takes."""
 
 
 class ResultsWriter:
     """Appends an event for each row; owns its name on the bus. Repeats are told by the bus, not twice."""
 
-    def __init__(self, append: Append, sets: FeatureSets, resume: bytes | None, *, durable: bool) -> None:
-        """Tell of what the resumed snapshot held. durable: see Delivery."""
-        self._append = append
+    def __init__(
+        self, append: Append, sets: FeatureSets, resume: bytes | None, *, durable: bool, at_once: bool = False
+    ) -> None:
+        """Tell of what the resumed snapshot held. durable, at_once: see OneLater."""
         self._sets = sets
-        self._durable = durable
-        self._at, self._ready = (0, []) if resume is None else untold(resume)
-        self._waiting: list[RowBlock] = []
-        self._flush()
+        resumed = (0, []) if resume is None else untold(resume)
+        told = lambda blocks, at: tell_rows(append, at, blocks, sets)  # noqa: E731  # the order of arguments alone
+        self._later = OneLater(told, resumed, durable=durable, at_once=at_once)
 
     def write(self, rows: Rows) -> None:
         """Take rows of any shard."""
-        self._waiting += rows.blocks
+        self._later.take(rows.blocks)
 
     def snapshot(self) -> bytes:
         """Tell of what the last snapshot held; hold what has come since."""
-        self._flush()
-        self._ready, self._waiting = [join(mine) for _, mine in by_set(self._waiting, self._sets)], []
-        return pack_rows({"at": self._at}, self._ready)
+        at, blocks = self._later.turn(lambda blocks: [join(mine) for _, mine in by_set(blocks, self._sets)])
+        return pack_rows({"at": at}, blocks)
 
     def close(self) -> None:
         """Without durable snapshots: tell of everything now."""
-        if not self._durable:
-            self._flush()
-            self._ready, self._waiting = self._waiting, []
-            self._flush()
-
-    def _flush(self) -> None:
-        self._at = tell_rows(self._append, self._at, self._ready, self._sets)
-        self._ready = []
+        self._later.close()
 
 
 def untold(state: bytes) -> tuple[int, list[RowBlock]]:
@@ -70,7 +61,7 @@ def tell_rows(append: Append, at: int, blocks: list[RowBlock], sets: FeatureSets
     messages: list[Message] = []
     for some in _events(blocks, sets):
         messages += some
-        if len(messages) >= _APPENDED_ROWS:
+        if len(messages) >= APPENDED_MAX:
             at = append(messages, at)
             messages = []
     return append(messages, at)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
-from stores.writers import Append, LogWriter, OnlineWriter, Rows
+from stores.log_writer import Append, LogWriter
+from stores.writers import OnlineWriter, Rows
 
 if TYPE_CHECKING:
     from operators.feature_sets import FeatureSets
@@ -77,11 +78,12 @@ class OnlineSink(FixedPartitionedSink[Rows, bytes]):
 class LogSink(FixedPartitionedSink[list["Message"], bytes]):
     """Messages to a log, by one writer. Exactly once with recovery."""
 
-    def __init__(self, append: Append, failed: Failure, *, durable: bool) -> None:
-        """append, durable: see LogWriter."""
+    def __init__(self, append: Append, failed: Failure, *, durable: bool, at_once: bool = False) -> None:
+        """append, durable, at_once: see LogWriter."""
         self._append = append
         self._failed = failed
         self._durable = durable
+        self._at_once = at_once
 
     def list_parts(self) -> list[str]:
         """One writer: it owns its name."""
@@ -96,8 +98,11 @@ class LogSink(FixedPartitionedSink[list["Message"], bytes]):
         self, step_id: str, for_part: str, resume_state: bytes | None
     ) -> StatefulSinkPartition[list[Message], bytes]:
         """Open the writer; what its snapshot held is appended first."""
-        writer = lambda: LogWriter(self._append, resume_state, durable=self._durable)  # noqa: E731  # opened by the part
-        return _Part(step_id, for_part, self._failed, writer)
+
+        def opened() -> LogWriter:
+            return LogWriter(self._append, resume_state, durable=self._durable, at_once=self._at_once)
+
+        return _Part(step_id, for_part, self._failed, opened)
 
 
 class IndexSink(FixedPartitionedSink[Item, bytes]):

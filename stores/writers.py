@@ -8,16 +8,16 @@ published first; and what is staged beyond that belongs to a lost epoch and is t
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import time
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING, cast
 
 import pyarrow as pa
 
 from operators.errors import ResumeError
-from operators.messages import Message, pack_messages, unpack_messages
-from operators.packing import pack, unpack, unpack_meta
+from operators.packing import unpack_meta
 from operators.records import RowBlock
 from operators.rows import newest, to_tables
 from stores.features.port import View
@@ -25,14 +25,11 @@ from stores.offline.port import PartitionKey, Staged, Withheld
 from stores.row_states import pack_rows, unpack_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from operators.feature_sets import FeatureSet, FeatureSets
     from stores.features.port import Features
     from stores.offline.port import OfflineStore
-
-Append = Callable[[list[Message], int], int]
-"""(messages, at) → the place after them; repeating it changes nothing, and no messages are no work."""
 
 ROWS_MIN = 16_384
 """Fewer rows than this wait for company, in the snapshot, so that files have a sensible size …"""
@@ -43,8 +40,17 @@ EPOCHS_MAX = 6
 _ONLINE_ROWS_MAX = 200_000
 """Rows that may wait for the online store before they are coalesced to the newest an entity."""
 
+_ONLINE_REST = 3
+"""A writer to the online store rests so many times as long as its last write took, and at most …"""
+
+_ONLINE_REST_S = 5.0
+"""… for so long: what comes meanwhile is coalesced, so that a long backlog costs few writes an entity."""
+
 _CLOSE_S = 10.0
 """How long a closing writer waits for its store, which may be away."""
+
+
+Tables = dict[PartitionKey, pa.Table]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +58,22 @@ class Rows:
     """Closed windows of one shard on their way to the stores.
 
     final: nothing will follow for now, so no company is worth waiting for. ended: a log has ended, and
-    whoever waits for the run wants to find everything served.
+    whoever waits for the run wants to find everything served. ahead: `partitioned` of the blocks, begun by
+    another thread; it stays in its process.
     """
 
     blocks: tuple[RowBlock, ...] = ()
     final: bool = False
     ended: bool = False
+    ahead: Future[Tables] | None = field(default=None, compare=False)
+
+    def __reduce__(self) -> tuple[type[Rows], tuple[object, ...]]:
+        """Blocks travel between processes, tables do not."""
+        return Rows, (self.blocks, self.final, self.ended)
+
+    def __len__(self) -> int:
+        """How many rows."""
+        return sum(map(len, self.blocks))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +90,7 @@ class Delivery:
     beside: Executor | None = None
 
 
-def partitioned(blocks: list[RowBlock], sets: FeatureSets) -> dict[PartitionKey, pa.Table]:
+def partitioned(blocks: Sequence[RowBlock], sets: FeatureSets) -> Tables:
     """Return the rows as one table for each partition of the offline store, sorted; rows stand as they came."""
     tables: dict[PartitionKey, list[pa.Table]] = {}
     for declared, mine in by_set(blocks, sets):
@@ -84,7 +100,17 @@ def partitioned(blocks: list[RowBlock], sets: FeatureSets) -> dict[PartitionKey,
     return {key: pa.concat_tables(some) for key, some in sorted(tables.items())}
 
 
-def by_set(blocks: list[RowBlock], sets: FeatureSets) -> Iterator[tuple[FeatureSet, list[RowBlock]]]:
+def _tables_of(waiting: list[Rows], sets: FeatureSets) -> Tables:
+    """`partitioned` of all rows, in their order; what another thread has begun is not done again."""
+    tables: dict[PartitionKey, list[pa.Table]] = {}
+    for begun, some in groupby(waiting, lambda rows: rows.ahead if rows.ahead and not rows.ahead.cancel() else None):
+        laid = begun.result() if begun is not None else partitioned([b for rows in some for b in rows.blocks], sets)
+        for key, table in laid.items():
+            tables.setdefault(key, []).append(table)
+    return {key: pa.concat_tables(some) for key, some in sorted(tables.items())}
+
+
+def by_set(blocks: Sequence[RowBlock], sets: FeatureSets) -> Iterator[tuple[FeatureSet, list[RowBlock]]]:
     """The blocks of each set that has any."""
     for index, declared in enumerate(sets.sets):
         mine = [b for b in blocks if b.set_index == index]
@@ -117,7 +143,7 @@ class OfflineWriter:
         self._lock = threading.Lock()
         self._sequence = 0
         self._tokens: tuple[str, ...] = ()
-        self._waiting: list[RowBlock] = []
+        self._waiting: list[Rows] = []
         self._rows = 0
         self._age = 0
         self._final = False
@@ -130,8 +156,9 @@ class OfflineWriter:
         """Take rows of any shard."""
         self._final = self._final or rows.final
         with self._lock:
-            self._waiting += rows.blocks
-            self._rows += sum(map(len, rows.blocks))
+            if rows.blocks:
+                self._waiting.append(rows)
+                self._rows += len(rows)
         if all(ahead.done() for ahead in self._ahead):
             self._write_beside()
 
@@ -151,7 +178,7 @@ class OfflineWriter:
             "age": self._age,
             "withheld": [self.withheld.repeated, self.withheld.different],
         }
-        return pack_rows(meta, self._waiting)
+        return pack_rows(meta, [b for rows in self._waiting for b in rows.blocks])
 
     def close(self) -> None:
         """Without durable snapshots nobody will come back for what is staged: publish it now."""
@@ -171,8 +198,8 @@ class OfflineWriter:
     def _stage_beside(self) -> Staged:
         """Stage what waits by now, and go on later, behind others, if there is enough again."""
         with self._lock:
-            number, blocks = self._taken()
-        done = self._stage_as(number, blocks)
+            number, waiting = self._taken()
+        done = self._stage_as(number, waiting)
         self._write_beside()
         return done
 
@@ -184,17 +211,17 @@ class OfflineWriter:
             del self._ahead[0]
         return done
 
-    def _taken(self) -> tuple[int, list[RowBlock]]:
+    def _taken(self) -> tuple[int, list[Rows]]:
         """The next sequence number, and the rows that wait, which no longer do."""
-        number, blocks = self._sequence, self._waiting
+        number, waiting = self._sequence, self._waiting
         self._sequence, self._waiting, self._rows, self._age = number + 1, [], 0, 0
-        return number, blocks
+        return number, waiting
 
     def _stage(self) -> None:
         """Stage the rows that wait; if they are to be seen at once, publish them too."""
-        number, blocks = self._taken()
+        number, waiting = self._taken()
         while True:
-            done = self._stage_as(number, blocks)
+            done = self._stage_as(number, waiting)
             if self._staged:
                 self._count(done)
                 return
@@ -206,8 +233,8 @@ class OfflineWriter:
             else:
                 return
 
-    def _stage_as(self, number: int, blocks: list[RowBlock]) -> Staged:
-        return self._store.stage(self._writer, number, partitioned(blocks, self._sets))
+    def _stage_as(self, number: int, waiting: list[Rows]) -> Staged:
+        return self._store.stage(self._writer, number, _tables_of(waiting, self._sets))
 
     def _count(self, done: Staged) -> None:
         self._tokens = (*self._tokens, *done.tokens)
@@ -219,8 +246,9 @@ class OfflineWriter:
             self._tokens = ()
 
     def _restore(self, resume: bytes) -> None:
-        meta, self._waiting = unpack_rows(resume)
-        self._rows = sum(map(len, self._waiting))
+        meta, blocks = unpack_rows(resume)
+        self._waiting = [Rows(tuple(blocks))] if blocks else []
+        self._rows = sum(map(len, blocks))
         self._sequence = cast("int", meta["sequence"])
         self._age = cast("int", meta["age"])
         self.withheld = Withheld(*cast("list[int]", meta["withheld"]))
@@ -238,50 +266,11 @@ def withheld_in(state: bytes) -> Withheld:
     return Withheld(*cast("list[int]", unpack_meta(state)["withheld"]))
 
 
-class LogWriter:
-    """Appends messages to a log at one snapshot later than they came; owns its partition of the log."""
-
-    def __init__(self, append: Append, resume: bytes | None, *, durable: bool) -> None:
-        """Append what the resumed snapshot held. durable: see Delivery."""
-        self._append = append
-        self._durable = durable
-        self._at, self._ready = (0, []) if resume is None else logged(resume)
-        self._waiting: list[Message] = []
-        self._flush()
-
-    def write(self, messages: list[Message]) -> None:
-        """Take messages."""
-        self._waiting += messages
-
-    def snapshot(self) -> bytes:
-        """Append what the last snapshot held; hold what has come since."""
-        self._flush()
-        self._ready, self._waiting = self._waiting, []
-        return pack({"at": self._at}, pack_messages(self._ready))
-
-    def close(self) -> None:
-        """Without durable snapshots: append everything now."""
-        if not self._durable:
-            self._flush()
-            self._ready, self._waiting = self._waiting, []
-            self._flush()
-
-    def _flush(self) -> None:
-        self._at = self._append(self._ready, self._at)
-        self._ready = []
-
-
-def logged(state: bytes) -> tuple[int, list[Message]]:
-    """(place, messages) that a committed snapshot of a LogWriter holds, ready to be appended."""
-    meta, arrays = unpack(state)
-    return cast("int", meta["at"]), unpack_messages(arrays)
-
-
 class OnlineWriter:
     """Writes the newest row of each entity to the online store, in a thread of its own.
 
     At least once and never backwards, which for a newest-wins store is exactly once. Rows not yet
-    confirmed are in the snapshot. A failure of the store is raised by the next `write` or `drain`.
+    confirmed are in the snapshot. A failure of the store is raised by the next call.
     """
 
     def __init__(self, store: Features, sets: FeatureSets, resume: bytes | None) -> None:
@@ -297,6 +286,8 @@ class OnlineWriter:
         self._rows_max = _ONLINE_ROWS_MAX
         self._error: BaseException | None = None
         self._stopped = False
+        self._ended = False
+        self._hurried = False
         self._changed = threading.Condition()
         saved: list[RowBlock] = []
         if resume is not None:
@@ -308,33 +299,39 @@ class OnlineWriter:
         self.write(Rows(tuple(saved)))
 
     def write(self, rows: Rows) -> None:
-        """Take rows; returns at once, but at the end of a log when all are served."""
+        """Take rows; returns at once. At the end of a log the next `snapshot` or `close` waits until all are served."""
         with self._changed:
             self._raise()
             self._waiting += rows.blocks
-            self._rows += sum(map(len, rows.blocks))
+            self._rows += len(rows)
             if self._rows > self._rows_max:
                 self._waiting = self._newest(self._waiting)
                 self._rows = sum(map(len, self._waiting))
                 self._rows_max = max(_ONLINE_ROWS_MAX, 2 * self._rows)
+            self._ended = self._ended or rows.ended
             self._changed.notify_all()
-        if rows.ended:
-            self.drain()
 
     def drain(self) -> None:
         """Wait until every row taken so far is served."""
         with self._changed:
+            self._hurried = True
+            self._changed.notify_all()
             self._changed.wait_for(lambda: self._error is not None or not (self._waiting or self._writing))
+            self._hurried = self._ended = False
             self._raise()
 
     def snapshot(self) -> bytes:
         """The rows that are not confirmed, newest an entity."""
+        if self._ended:
+            self.drain()
         with self._changed:
             held = [*self._writing, *self._waiting]
         return pack_rows({"declared": self._declared()}, self._newest(held))
 
     def close(self) -> None:
         """Stop the thread, which may finish what it is writing; the rest stays in the snapshot."""
+        if self._ended:
+            self.drain()
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -351,6 +348,7 @@ class OnlineWriter:
                 if self._stopped:
                     return
                 self._writing, self._waiting, self._rows = self._waiting, [], 0
+            began = time.monotonic()
             try:
                 self._serve(self._writing)
             except BaseException as error:  # noqa: BLE001  # handed to the worker's thread, which raises it
@@ -361,6 +359,8 @@ class OnlineWriter:
             with self._changed:
                 self._writing = []
                 self._changed.notify_all()
+                rest = min(_ONLINE_REST * (time.monotonic() - began), _ONLINE_REST_S)
+                self._changed.wait_for(lambda: self._stopped or self._hurried, rest)
 
     def _serve(self, blocks: list[RowBlock]) -> None:
         for declared, mine in by_set(self._newest(blocks), self._sets):

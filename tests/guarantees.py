@@ -234,4 +234,31 @@ GUARANTEES = (
             "test_document_events.py::test_another_shape_without_the_messages",
         ),
     ),
+    Guarantee(
+        "Late events, dead letters and rows are told to Kafka exactly once: in one transaction with the writer's place,"
+        " one snapshot later, when what it tells of is durable",
+        (
+            "test_kafka_writer.py::test_killed_between_any_two_steps",
+            "test_kafka_flow.py::test_killed_while_it_writes_to_kafka",
+            "test_kafka_flow.py::test_killed_again_and_again",
+        ),
+    ),
+    Guarantee(
+        "A broker that dies while it is written to loses nothing and repeats nothing",
+        ("test_kafka_writer.py::test_a_broker_that_dies_while_it_is_written_to",),
+    ),
+    Guarantee(
+        "A clock from a far future closes no window",
+        ("test_kafka_results.py::test_events_from_a_far_future_close_no_window",),
+    ),
+    Guarantee(
+        "Brokers, networks, disks and processes that fail and come back leave no trace in the rows, over Kafka",
+        (
+            "test_kafka_faults.py::test_a_broker_killed_while_it_is_written_to_and_read",
+            "test_kafka_faults.py::test_one_process_of_two_killed_again_and_again",
+            "test_kafka_faults.py::test_a_network_that",
+            "test_kafka_faults.py::test_a_full_disk_under_the_recovery_folder",
+            "test_kafka_topics.py::test_messages_that_retention_took_while_stopped",
+        ),
+    ),
 )

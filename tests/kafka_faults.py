@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import pytest
+
+from operators.errors import UnavailableError
 from tests.flows import LIMIT_S, SOAK, Log, Run, until
 from tests.kafka_flows import KafkaLog, KafkaPlace, on_kafka
 from tests.kafka_server import Broker, kafka_jars
@@ -22,6 +25,18 @@ from tests.kafka_server import Broker, kafka_jars
 QUICK_S = 2
 IMPATIENT = f"fetch.wait.max.ms=20,socket.timeout.ms={QUICK_S * 1000},reconnect.backoff.max.ms=500"
 """KAFKA_CONFIG of a run that takes a broker for lost after seconds, not after a minute."""
+
+
+def read_to_the_end(place: KafkaPlace, run: Run) -> None:
+    """Wait until everything is read and remembered; brokers that have just come back cannot tell yet where that is."""
+    deadline = time.monotonic() + LIMIT_S
+    while True:
+        try:
+            place.wait_until_read(run)
+        except UnavailableError:
+            assert time.monotonic() < deadline, "the broker does not come to itself"
+        else:
+            return
 
 
 def seconds(short: float, long: float) -> float:
@@ -218,7 +233,7 @@ class Namespace:
         self.host, self.guest = f"10.213.{number}.1", f"10.213.{number}.2"
 
     def __enter__(self) -> Self:
-        """Make it. Raises OSError if this machine does not let us."""
+        """Make it. Skips the test if this machine does not let us; then the proxy has to do."""
         try:
             _system("ip", "netns", "add", self.name)
             _system("ip", "link", "add", self._near, "type", "veth", "peer", "name", self._far, "netns", self.name)
@@ -227,9 +242,9 @@ class Namespace:
             self._inside("ip", "address", "add", f"{self.guest}/30", "dev", self._far)
             self._inside("ip", "link", "set", self._far, "up")
             self._inside("ip", "link", "set", "lo", "up")
-        except OSError:
+        except OSError as error:
             self.__exit__()
-            raise
+            pytest.skip(f"networks between namespaces are NOT tested here: {error}")
         return self
 
     def __exit__(self, *error: object) -> None:

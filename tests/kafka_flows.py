@@ -86,7 +86,7 @@ class KafkaPlace(Place):
     def prove_told(self, log: Log, expected: Digests) -> None:
         """Assert that each dead letter and each row was told once, the rows to the bit."""
         letters = [dict(headers) for _, _, headers in self.told("dlq")]
-        places = sorted((h["headrace-partition"], int(h["headrace-offset"])) for h in letters)
+        places = sorted((h["ce_partition"], int(h["ce_offset"])) for h in letters)
         assert places == log.broken
         failed = [event["data"] for event in self.results("signal_failed")]
         assert sorted((data["partition"], data["offset"]) for data in failed) == log.broken

@@ -43,6 +43,9 @@ SAMPLE_S = 10.0
 WARM_UP = 1 / 3
 """Share of the samples that are shown and not judged: windows of a minute, caches and pools fill up first."""
 
+WARM_UP_S = 180.0
+"""A verdict over what came before is worth little, and says so."""
+
 MIB = 1 << 20
 KEPT = {"retention.bytes": str(256 * MIB), "segment.bytes": str(32 * MIB), "segment.ms": "600000"}
 """So much of each partition is kept on the disk."""
@@ -184,6 +187,8 @@ def judge(samples: list[Sample], rate: float, sent: int, done: dict[str, int], c
     span_s = judged[-1].second - judged[0].second
     good = True
     say(f"judged: the last {span_s / 60:.1f} minutes")
+    if judged[0].second < WARM_UP_S:
+        say(f"TOO SHORT: memory and snapshots take {WARM_UP_S / 60:g} minutes to come to rest; give it 10 or more")
     for name, tolerance in TOLERANCES.items():
         values = np.array([getattr(each, name) for each in judged])
         drift = slope(np.array([each.second for each in judged]), values) * span_s
@@ -265,7 +270,9 @@ def produce(address: str, topic: str, rate: float) -> None:
             "compression.type": "lz4",
             "queue.buffering.max.messages": 1 << 18,
             "log_level": 0,
-            "error_cb": refused.append,
+            "delivery.report.only.error": True,
+            "on_delivery": lambda error, _message: refused.append(error),
+            "error_cb": lambda _error: None,
         }
     )
     stop = threading.Event()
@@ -298,7 +305,7 @@ def produce(address: str, topic: str, rate: float) -> None:
         if rate * (time.monotonic() - begun) < sent + rate * TICK_S:
             stop.wait(TICK_S)
     assert producer.flush(LIMIT_S) == 0
-    assert refused == []
+    assert refused == [], refused[:3]
     print(sent)  # noqa: T201  # heard by the process that started this one
 
 

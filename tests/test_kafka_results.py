@@ -75,14 +75,14 @@ def test_dead_letters_come_back_with_their_ids(place: KafkaPlace) -> None:
     assert place.signals().done()["dead"] == 1
     ((key, original, headers),) = place.told("dlq")
     assert (key, orjson.loads(original)) == (b"x", wrong)
-    assert (headers["headrace-stage"], headers["headrace-reason"]) == ("decode", "field")
-    assert (headers["headrace-partition"], headers["headrace-offset"]) == ("0", "1")
+    assert (headers["ce_stage"], headers["ce_reason"]) == ("decode", "field")
+    assert (headers["ce_partition"], headers["ce_offset"]) == ("0", "1")
     fault = "stores.deadletters.sqlite:SqliteDeadLetters.drop:before:1"
     assert place.quick(fault, "--", "dlq", "replay", "--all").wait() < 0
     assert place.headrace("dlq", "replay", "--all").wait() == 0
     messages = [told for told in place.consumed() if "headrace-id" in told[2]]
     assert [(k, v) for k, v, _ in messages] == [(b"x", original)] * 2
-    assert {h["headrace-id"] for _, _, h in messages} == {headers["headrace-id"]}
+    assert {h["headrace-id"] for _, _, h in messages} == {headers["ce_id"]}
     assert place.signals().done()["dead"] == 2, "they are as wrong as before"
 
 
@@ -100,7 +100,7 @@ def test_events_from_a_far_future_close_no_window(place: KafkaPlace) -> None:
     assert (done["in"], done["used"], done["late"], done["dead"]) == (4, 3, 0, 1)
     ((_, original, headers),) = place.told("dlq")
     assert orjson.loads(original)["sequence"] == 1
-    assert headers["headrace-reason"] == "future"
+    assert headers["ce_reason"] == "future"
 
 
 def test_late_events_are_listed_from_kafka(place: KafkaPlace) -> None:

@@ -267,8 +267,9 @@ def test_a_topic_made_anew_is_refused(tmp_path: Path, kafka: str) -> None:
         delete_topic(kafka, log.topic)
         create_topic(kafka, log.topic, 2)
         place.write(log)
-        for refused in (run, place.quick()):
-            assert refused.wait() == 1
+        for again in (False, True):
+            refused = place.quick() if again else run
+            assert refused.wait() == 1, refused.errors
             said = refused.errors.splitlines()[-1]
             assert said.startswith(f"headrace: topic `{log.topic}` was deleted and made anew (its id "), refused.errors
             assert "Traceback" not in refused.errors

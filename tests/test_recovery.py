@@ -86,7 +86,7 @@ def test_what_comes_after_an_end(place: Place, tmp_path: Path) -> None:
             calm.quick().done()
     faults = iter(
         [
-            "stores.writers:LogWriter.snapshot:after:2",
+            "stores.log_writer:LogWriter.snapshot:after:2",
             "dataflows.signal_flow:WindowsLogic.snapshot:after:20",
             "os:pwrite:amid:1",
             "stores.offline.parquet:ParquetOfflineStore.publish:before:1",

@@ -38,7 +38,7 @@ def test_a_late_event_keeps_its_content_in_every_envelope(original: bytes) -> No
     """The late topic holds the signal, whatever it was wrapped in, and it decodes to the same signal again."""
     first = Decoder(SETS).decode(chunk_of([original]))
     assert first.rejects == ()
-    message = late_message(original, "signals", first.batch, 0, "late")
+    message = late_message(original, "signals", first.batch, 0, "late").value
     again = Decoder(SETS).decode(chunk_of([message]))
     assert again.rejects == ()
     assert again.batch.entity(0) == "x"
@@ -57,7 +57,7 @@ def test_events_late_at_their_shard_are_found_again() -> None:
     assert chunk is not None
     batch = Decoder(SETS).decode(chunk).batch
     late = LateAtShard(take(batch, np.array([0, 3, 4, 7, 8, 9])), "idle", 0)
-    events = [orjson.loads(value) for value in late_at_shard_messages(late, "signals", bus, SETS)]
+    events = [orjson.loads(message.value) for message in late_at_shard_messages(late, "signals", bus, SETS)]
     places = ["0", "1/2", "1/3", "1/6", "1/7", "2"]
     assert [event["id"] for event in events] == [f"signals/p0/{place}" for place in places]
     assert [event["data"]["payload"]["a"] for event in events] == [1.5, 2, 3, 6, 7, 1.5]

@@ -14,13 +14,10 @@ from urllib.parse import quote
 
 import orjson
 
-from operators.messages import Message
+from operators.messages import STRUCTURED, Message
 from operators.signal_rules import is_json_type
 
 SPECVERSION = "1.0"
-STRUCTURED_TYPE = "application/cloudevents+json; charset=UTF-8"
-"""Content type of a structured event."""
-
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NAME = re.compile(r"[a-z0-9]{1,20}")
 _FORBIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
@@ -70,6 +67,11 @@ class CloudEvent:
         return found
 
 
+def attribute(text: str) -> str:
+    """The text as the value of an attribute: characters that none may have are percent-encoded."""
+    return _FORBIDDEN.sub(lambda found: quote(found[0], errors="replace"), text)
+
+
 def event_id(*place: str | int) -> str:
     """An id made of where the event comes from, another for every other place: a repeat has the same one."""
     return "/".join(quote(str(part), safe=" :;,.@+=~()[]{}<>|^$!*'") for part in place)
@@ -92,4 +94,4 @@ def structured(event: CloudEvent, key: bytes | None = None) -> Message:
             members["data"] = orjson.Fragment(event.data)
         else:
             members["data_base64"] = base64.b64encode(event.data).decode()
-    return Message(orjson.dumps(members), key, (("content-type", STRUCTURED_TYPE),))
+    return Message(orjson.dumps(members), key, STRUCTURED)

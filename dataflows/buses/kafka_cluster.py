@@ -15,7 +15,7 @@ from dataflows.observability.events import BusAway, BusBack, tell
 from operators.errors import ConfigError, FatalError, UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 _STEP_S = 0.25
 _PAUSE_S = 1.0
@@ -56,9 +56,9 @@ class KafkaCluster:
         self._now = now
         self._reason = ""
         self._denied = False
-        connection = {"log_level": "0", "socket.timeout.ms": "10000", **properties, "bootstrap.servers": brokers}
+        self.connection = {"log_level": "0", "socket.timeout.ms": "10000", **properties, "bootstrap.servers": brokers}
         try:
-            self._admin = AdminClient({**connection, "error_cb": self._hear})
+            self._admin = AdminClient({**self.connection, "error_cb": self._hear})
         except KafkaException as error:
             raise ConfigError(
                 "Kafka's client refuses one of the properties in KAFKA_CONFIG, or a setting about security:"
@@ -114,32 +114,21 @@ class KafkaCluster:
 
         Raises as `topic` does.
         """
-        from confluent_kafka import IsolationLevel, TopicPartition
         from confluent_kafka.admin import OffsetSpec
 
         topic = self.topic(name, age_s=_PAUSE_S, wait_s=wait_s)
         if topic is None or partition not in topic.led:
             return None
-
-        def ask(spec: OffsetSpec) -> Any:  # noqa: ANN401  # the library carries no types
-            place = TopicPartition(name, partition)
-            return self._ask(
-                lambda s: self._admin.list_offsets(
-                    {place: spec}, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=s
-                ),
-                wait_s,
-            )
-
         with self._lock:
-            first, end = ask(OffsetSpec.earliest()), ask(OffsetSpec.latest())
-            return None if first is None or end is None else (int(first.offset), int(end.offset))
+            first = self._offsets(name, [partition], OffsetSpec.earliest(), wait_s).get(partition)
+            end = self._offsets(name, [partition], OffsetSpec.latest(), wait_s).get(partition)
+            return None if first is None or end is None else (first, end)
 
     def ends(self, name: str, *, age_s: float, wait_s: float) -> Mapping[int, int]:
         """Partition → its end, as `bounds` gives it, of all partitions of a topic in one go; {} if there is none.
 
         What was asked in the last `age_s` seconds will do. Raises as `topic` does.
         """
-        from confluent_kafka import IsolationLevel, TopicPartition
         from confluent_kafka.admin import OffsetSpec
 
         with self._lock:
@@ -148,20 +137,23 @@ class KafkaCluster:
             if now - asked_at <= age_s:
                 return known
             topic = self.topic(name, age_s=age_s, wait_s=wait_s)
-            places = [] if topic is None else [TopicPartition(name, p) for p, led in topic.led.items() if led]
-            if not places:
+            partitions = [] if topic is None else [partition for partition, led in topic.led.items() if led]
+            if not partitions:
                 return {}
-            found = self._ask_all(
-                lambda s: self._admin.list_offsets(
-                    dict.fromkeys(places, OffsetSpec.latest()),
-                    isolation_level=IsolationLevel.READ_COMMITTED,
-                    request_timeout=s,
-                ),
-                wait_s,
-            )
-            ends = {place.partition: int(end.offset) for place, end in found.items() if end is not None}
+            ends = self._offsets(name, partitions, OffsetSpec.latest(), wait_s)
             self._ends[name] = (now, ends)
             return ends
+
+    def _offsets(self, name: str, partitions: Sequence[int], spec: Any, wait_s: float) -> dict[int, int]:  # noqa: ANN401  # as above
+        """Partition → offset, as a reader of committed messages sees it, of those that there are."""
+        from confluent_kafka import IsolationLevel, TopicPartition
+
+        places = {TopicPartition(name, partition): spec for partition in partitions}
+        isolation = IsolationLevel.READ_COMMITTED
+        found = self._ask_all(
+            lambda s: self._admin.list_offsets(places, isolation_level=isolation, request_timeout=s), wait_s
+        )
+        return {place.partition: int(answer.offset) for place, answer in found.items() if answer is not None}
 
     def _ask(self, ask: Callable[[float], dict[Any, Future[Any]]], wait_s: float) -> Any:  # noqa: ANN401  # as above
         """The answer to one question about one thing; None if the thing does not exist."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dataflows.observability.events import Behind, OffsetsNotShown, tell
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 _ANSWER_S = 10.0
 _BEHIND_S = 1.0
+_PAUSE_S = 0.01
 
 
 class KafkaMonitor:
@@ -36,7 +38,7 @@ class KafkaMonitor:
         self._durable: dict[str, int] = {}
         self._shown: dict[str, int] = {}
         self._read: dict[str, int] = {}
-        self._moving: Future[Any] | None = None
+        self._is_moving = False
         self._asked_at = -_BEHIND_S
         self._told = ""
 
@@ -54,32 +56,44 @@ class KafkaMonitor:
         while self._now() < deadline:
             with self._lock:
                 self._move()
-                moving = self._moving
-            if moving is None:
-                return
-            try:
-                moving.result(max(0.01, deadline - self._now()))
-            except Exception:  # noqa: BLE001  # told by `_moved`, and nothing rests on it
-                return
+                if not self._is_moving:
+                    return
+            threading.Event().wait(_PAUSE_S)
 
     def _move(self) -> None:
-        from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
+        """Hear what became of the last move, and begin the next one.
 
-        if self._moving is not None and self._moving.done():
-            self._moving = None
-        if self._moving is not None or not self._group or self._durable == self._shown:
+        The admin client could move them too, but where the group's broker goes away meanwhile, it ends the process.
+        """
+        from confluent_kafka import KafkaException, TopicPartition
+
+        if not self._group:
+            return
+        self._consumer.poll(0)
+        if self._is_moving or self._durable == self._shown:
             return
         wanted = dict(self._durable)
         offsets = [TopicPartition(self._topic, int(partition), offset) for partition, offset in sorted(wanted.items())]
-        asked = ConsumerGroupTopicPartitions(self._group, offsets)
-        admin = self._cluster.admin
-        self._moving = admin.alter_consumer_group_offsets([asked], request_timeout=_ANSWER_S)[self._group]
-        self._moving.add_done_callback(lambda answer: self._moved(answer, wanted))
+        self._is_moving = True
+        try:
+            self._consumer.commit(offsets=offsets, asynchronous=True)
+        except KafkaException as error:
+            self._moved(error.args[0], [])
 
-    def _moved(self, answer: Future[Any], wanted: dict[str, int]) -> None:
-        reason = _failure(answer)
+    @cached_property
+    def _consumer(self) -> Any:  # noqa: ANN401  # the library carries no types
+        from confluent_kafka import Consumer
+
+        named = {"group.id": self._group, "enable.auto.commit": "false", "on_commit": self._moved}
+        return Consumer({**self._cluster.connection, **named, "error_cb": lambda _error: None})
+
+    def _moved(self, error: Any, places: list[Any]) -> None:  # noqa: ANN401  # as above
+        """Called by `poll`, so under the lock."""
+        self._is_moving = False
+        errors = [e for e in (error, *(place.error for place in places)) if e is not None]
+        reason = str(errors[0].str()) if errors else ""
         if not reason:
-            self._shown = wanted
+            self._shown = {str(place.partition): int(place.offset) for place in places}
         if reason and reason != self._told:
             tell(OffsetsNotShown(self._group, reason))
         self._told = reason
@@ -101,15 +115,5 @@ class KafkaMonitor:
 
 
 def _tell_behind(partition: str, read: int, answer: Future[Any]) -> None:
-    if not _failure(answer):
+    if answer.exception() is None:
         tell(Behind(partition, max(0, int(answer.result().offset) - read)))
-
-
-def _failure(answer: Future[Any]) -> str:
-    """Why there is no answer; "" if there is one."""
-    error = answer.exception()
-    if error is None:
-        partitions = getattr(answer.result(), "topic_partitions", None) or ()
-        errors = [p.error for p in partitions if p.error is not None]
-        return str(errors[0].str()) if errors else ""
-    return str(error.args[0].str()) if hasattr(error.args[0], "str") else str(error)

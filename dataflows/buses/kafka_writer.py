@@ -296,8 +296,8 @@ class KafkaWriter:
         from confluent_kafka import KafkaException
 
         if error is not None and self._refused is None and error.code() not in _PURGED:
-            too_large = error.code() in _TOO_LARGE
-            self._refused = self._too_large(len(message.value() or b"")) if too_large else KafkaException(error)
+            size = len(message.value() or b"") + len(message.key() or b"")
+            self._refused = self._too_large(size) if error.code() in _TOO_LARGE else KafkaException(error)
 
     def _patiently(self, call: Callable[[], Any]) -> Any:  # noqa: ANN401  # what the call returns
         """The call's result; tried again with a new connection while brokers are away or change their mind."""
@@ -305,7 +305,7 @@ class KafkaWriter:
         last_at: float | None = None
         while True:
             try:
-                return call()
+                done = call()
             except Exception as error:
                 judged = self._judged(error)
                 self._drop()
@@ -313,14 +313,19 @@ class KafkaWriter:
                     self._singly = True  # it was a batch: only alone is a message too large for certain
                     continue
                 if not isinstance(judged, UnavailableError):
-                    raise judged from error
+                    raise judged from _other(error, judged)
                 refusals = refusals + 1 if self._is_answered(missing_is_sure=refusals >= _MISSING_AFTER) else 0
                 now = time.monotonic()
                 last_at = now + _LAST_S if last_at is None and self._stopped.is_set() else last_at
                 if refusals >= _REFUSALS_MAX:
                     raise FatalError(f"topic `{self._topic}` cannot be written to: {judged}") from error
                 if last_at is not None and now > last_at:
-                    raise judged from error
+                    raise judged from _other(error, judged)
+            else:
+                if self._singly:
+                    self._singly = False
+                    self._drop()  # the next messages go by the batch again
+                return done
             self._stopped.wait(_PAUSES_S[min(tries, len(_PAUSES_S) - 1)])
             tries += 1
 
@@ -383,3 +388,8 @@ def _code(error: Exception) -> int | None:
     from confluent_kafka import KafkaException
 
     return int(error.args[0].code()) if isinstance(error, KafkaException) else None
+
+
+def _other(error: BaseException, raised: BaseException) -> BaseException | None:
+    """What was behind an error, unless that is the error itself: one that is its own cause has no end."""
+    return None if error is raised else error

@@ -12,38 +12,41 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from stores.features.newest import microseconds
+
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Sequence
-    from datetime import datetime
 
     import feast
     from feast.infra.provider import Provider
     from numpy.typing import NDArray
 
-_WIDTH = 12
-"""Bytes that a value has room for: a tag and a double, or a tag and a varint of 64 bits."""
+_WIDTH = 24
+"""Bytes that a value has room for: the longest are two times in the year 9999, with their tags and lengths."""
 
-_DOUBLE_TAG, _INT64_TAG = 5 << 3 | 1, 4 << 3
-"""Of `double_val` and `int64_val` in Feast's Value message."""
+_DOUBLE_TAG, _INT64_TAG, _INT64_LIST_TAG, _LIST_TAG = 5 << 3 | 1, 4 << 3, 14 << 3 | 2, 1 << 3 | 2
+"""Of `double_val`, `int64_val` and `int64_list_val` in Feast's Value message, and of `val` in its Int64List."""
+
+_CACHE_KIB = 32 << 10
+"""Pages that SQLite keeps; by default it is less than a chunk of rows touches."""
 
 _COLUMNS = {"entity_key", "feature_name", "value", "event_ts", "created_ts"}
 
 _UPSERT = (
-    "INSERT INTO {table} (entity_key, feature_name, value, value_text, event_ts, created_ts) {rows}"
+    "INSERT INTO {table} (entity_key, feature_name, value, value_text, event_ts, created_ts)"
+    " SELECT k.entity_key, n.name,"
+    " substr(?1, (k.i * ?4 + n.j) * ?5 + 1, instr(?3, substr(?2, k.i * ?4 + n.j + 1, 1)) - 1), NULL, k.event_ts, NULL"
+    " FROM headrace_keys AS k CROSS JOIN headrace_names AS n WHERE true"
     " ON CONFLICT (entity_key, feature_name) DO UPDATE SET value = excluded.value, value_text = excluded.value_text,"
     " event_ts = excluded.event_ts, created_ts = excluded.created_ts"
 )
+"""?1: values, each in ?5 bytes. ?2: how long each is, a byte; ?3: the bytes 0, 1, 2, … by which that is looked up."""
+
 _STORED = (
     "SELECT entity_key FROM headrace_keys AS k"
     " WHERE EXISTS (SELECT 1 FROM {table} AS t WHERE t.entity_key = k.entity_key)"
 )
-_CUT = (
-    "SELECT k.entity_key, n.name,"
-    " substr(?1, (k.i * ?4 + n.j) * ?5 + 1, instr(?3, substr(?2, k.i * ?4 + n.j + 1, 1)) - 1), NULL, k.event_ts, NULL"
-    " FROM headrace_keys AS k CROSS JOIN headrace_names AS n WHERE true"
-)
-"""?1: values, each in ?5 bytes. ?2: how long each is, a byte; ?3: the bytes 0, 1, 2, … by which that is looked up."""
 
 
 class SqliteLane:
@@ -57,31 +60,26 @@ class SqliteLane:
     def stored(self, keys: Sequence[bytes]) -> set[bytes]:
         """Which of the entities have a row."""
         with self._connection as connection:
-            _fill_keys(connection, keys)
+            _fill_keys(connection, keys, [0] * len(keys))
             found = connection.execute(_STORED.format(table=self._table))
             return {row[0] for row in found}
 
-    def write(
-        self, keys: Sequence[bytes], timestamps: Sequence[datetime], rows: pa.RecordBatch, columns: Sequence[str],
-        extra: tuple[str, Sequence[bytes]],
-    ) -> None:  # fmt: skip
+    def write(self, keys: Sequence[bytes], rows: pa.RecordBatch, columns: Sequence[str], times: str) -> None:
         """Upsert the rows in one transaction.
 
-        keys: Feast's own serialized keys. columns: int64 or float64, null where undefined. extra: a further value of
-        each row, its name and serialized messages.
+        keys: Feast's own serialized keys. columns: int64 or float64, null where undefined. times: name of a further
+        value, [event_time, created_at] in microseconds. Feast's own timestamp is created_at.
         """
-        values, lengths = _encoded([rows.column(name) for name in columns])
-        name, messages = extra
+        order = sorted(range(len(keys)), key=keys.__getitem__)  # the order of the table's index
+        rows = rows.take(pa.array(order))
+        values, lengths = _encoded(rows, columns)
+        created_s = (microseconds(rows, "created_at") // 1_000_000).tolist()
         with self._connection as connection:
-            _fill_keys(connection, keys, timestamps)
-            _fill_names(connection, columns)
+            _fill_keys(connection, [keys[i] for i in order], created_s)
+            _fill_names(connection, [*columns, times])
             connection.execute(
-                _UPSERT.format(table=self._table, rows=_CUT),
-                (values, lengths, bytes(range(_WIDTH + 1)), len(columns), _WIDTH),
-            )
-            connection.executemany(
-                _UPSERT.format(table=self._table, rows="VALUES (?, ?, ?, NULL, ?, NULL)"),
-                ((key, name, message, ts) for key, message, ts in zip(keys, messages, timestamps, strict=True)),
+                _UPSERT.format(table=self._table),
+                (values, lengths, bytes(range(_WIDTH + 1)), len(columns) + 1, _WIDTH),
             )
 
 
@@ -97,35 +95,33 @@ def sqlite_lane(provider: Provider, config: Any, view: feast.FeatureView) -> Sql
     found = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
     if not found >= _COLUMNS | {"value_text"} or "value_num" in found:
         return None
+    connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     return SqliteLane(connection, table)
 
 
-def _fill_keys(
-    connection: sqlite3.Connection, keys: Sequence[bytes], timestamps: Sequence[datetime] | None = None
-) -> None:
-    """Tell SQLite the keys of the rows, numbered, in a temporary table."""
+def _fill_keys(connection: sqlite3.Connection, keys: Sequence[bytes], times_s: Sequence[int]) -> None:
+    """Tell SQLite the keys of the rows, numbered, with their times as Feast keeps them, in a temporary table."""
     connection.execute(
         "CREATE TEMP TABLE IF NOT EXISTS headrace_keys (i INTEGER PRIMARY KEY, entity_key BLOB, event_ts timestamp)"
     )
     connection.execute("DELETE FROM headrace_keys")
-    times = [None] * len(keys) if timestamps is None else timestamps
-    rows = ((i, key, ts) for i, (key, ts) in enumerate(zip(keys, times, strict=True)))
+    rows = zip(range(len(keys)), keys, times_s, strict=True)
     connection.executemany("INSERT INTO headrace_keys VALUES (?, ?, ?)", rows)
 
 
-def _fill_names(connection: sqlite3.Connection, columns: Sequence[str]) -> None:
+def _fill_names(connection: sqlite3.Connection, names: Sequence[str]) -> None:
     """Tell SQLite the names of the values, numbered, in a temporary table."""
     connection.execute("CREATE TEMP TABLE IF NOT EXISTS headrace_names (j INTEGER PRIMARY KEY, name TEXT)")
     connection.execute("DELETE FROM headrace_names")
-    connection.executemany("INSERT INTO headrace_names VALUES (?, ?)", enumerate(columns))
+    connection.executemany("INSERT INTO headrace_names VALUES (?, ?)", enumerate(names))
 
 
-def _encoded(columns: Sequence[pa.Array]) -> tuple[bytes, bytes]:
-    """The values, row by row, as Feast's Value messages of `_WIDTH` bytes at most, and how long each is."""
-    n = len(columns[0])
-    data = np.zeros((n, len(columns), _WIDTH), np.uint8)
-    lengths = np.zeros((n, len(columns)), np.uint8)
-    for j, column in enumerate(columns):
+def _encoded(rows: pa.RecordBatch, columns: Sequence[str]) -> tuple[bytes, bytes]:
+    """The values, row by row and the times last, as Feast's Value messages of `_WIDTH` bytes at most; their lengths."""
+    n = len(rows)
+    data = np.zeros((n, len(columns) + 1, _WIDTH), np.uint8)
+    lengths = np.zeros((n, len(columns) + 1), np.uint8)
+    for j, column in enumerate(map(rows.column, columns)):
         valid = column.is_valid().to_numpy(zero_copy_only=False)
         if column.type == pa.float64():
             data[:, j, 0] = _DOUBLE_TAG
@@ -133,18 +129,32 @@ def _encoded(columns: Sequence[pa.Array]) -> tuple[bytes, bytes]:
             lengths[:, j] = np.where(valid, 9, 0)
         else:
             data[:, j, 0] = _INT64_TAG
-            length = _varints(column.fill_null(0).to_numpy().astype(np.int64), data[:, j, 1:])
-            lengths[:, j] = np.where(valid, 1 + length, 0)
+            end = _varints(column.fill_null(0).to_numpy().astype(np.int64), data[:, j], np.ones(n, np.int64))
+            lengths[:, j] = np.where(valid, end, 0)
+    lengths[:, -1] = _time_lists(rows, data[:, -1])
     return data.tobytes(), lengths.tobytes()
 
 
-def _varints(numbers: NDArray[np.int64], out: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Write each number as a varint (seven bits a byte, low first) to its line of out; return the lengths."""
+def _time_lists(rows: pa.RecordBatch, out: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Write [event_time, created_at] of each row to its line of out; return the lengths."""
+    end = np.full(len(rows), 4)
+    for name in ("event_time", "created_at"):
+        end = _varints(microseconds(rows, name), out, end)
+    out[:, 0], out[:, 1] = _INT64_LIST_TAG, end - 2
+    out[:, 2], out[:, 3] = _LIST_TAG, end - 4
+    return end
+
+
+def _varints(numbers: NDArray[np.int64], out: NDArray[np.uint8], at: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Write each number as a varint (seven bits a byte, low first) to its line of out from `at` on; return the ends."""
     rest = numbers.astype(np.uint64)
-    length = np.ones(len(numbers), np.int64)
-    for at in range(10):
+    lines = np.arange(len(numbers))
+    end = at + 1
+    for k in range(10):
         more = rest >= 128
-        out[:, at] = (rest & 127).astype(np.uint8) | np.where(more, 128, 0).astype(np.uint8)
+        out[lines, at + k] = (rest & 127).astype(np.uint8) | np.where(more, 128, 0).astype(np.uint8)
         rest >>= np.uint64(7)
-        length += more
-    return length
+        end = end + more
+        if not more.any():
+            break
+    return end

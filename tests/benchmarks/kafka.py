@@ -17,13 +17,16 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from tests.benchmarks.events import Load, write_events
 from tests.benchmarks.fresh import Measurement, measure
 from tests.benchmarks.pipeline import SETS
+
+if TYPE_CHECKING:
+    from dataflows.config import Settings
 
 HERE = "tests.benchmarks.kafka"
 QUIX = "quixstreams==3.28.1"
@@ -45,8 +48,9 @@ def headrace(address: str, topic: str, *, online: bool = True, results: bool = F
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        run_signals(load_settings(**_settings(root / "warm", online=False)), Cluster())
+        run_signals(load_settings(**_settings(root / "warm", online=online)), Cluster())
         settings = load_settings(**_settings(root / "real", online=online), **_on(address, topic, results=results))
+        _apply_views(settings)
         start, cpu = time.perf_counter(), time.process_time()
         done = run_signals(settings, Cluster())
         if done.used != done.seen:
@@ -101,9 +105,11 @@ def latency(address: str, topic: str, rate: float) -> tuple[int, float, float]:
     FeastFeatures.write = write  # type: ignore[method-assign]  # the clock stands round it
     with tempfile.TemporaryDirectory() as folder:
         settings = load_settings(
-            **_settings(Path(folder), online=True),
-            **_on(address, topic, results=False) | {"bus_follow": True, "watermark_seconds": 0.0},
+            **_settings(Path(folder), online=True)
+            | _on(address, topic, results=False)
+            | {"bus_follow": True, "watermark_seconds": 0.0}
         )
+        _apply_views(settings)
         sender = Thread(target=_send_now, args=(address, topic, rate, _LATENCY_S))
         sender.start()
         Timer(_LATENCY_S + 2, engine.STOP.set).start()
@@ -111,6 +117,15 @@ def latency(address: str, topic: str, rate: float) -> tuple[int, float, float]:
         sender.join()
     settled = sorted(waits[len(waits) // 5 :])  # the first writes open the store
     return len(settled), settled[len(settled) // 2], settled[int(len(settled) * 0.99)]
+
+
+def _apply_views(settings: Settings) -> None:
+    """Have Feast know the views, as it does on a second day; importing it takes seconds."""
+    from dataflows.wiring import features_of
+
+    features = features_of(settings, settings.feature_sets())
+    if features is not None:
+        features.close()
 
 
 def _send_now(address: str, topic: str, rate: float, seconds: float) -> None:

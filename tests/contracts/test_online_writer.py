@@ -66,13 +66,15 @@ def test_the_newest_row_is_served_and_never_goes_back(plan: Sequence[str], ends:
     assert served(store) == newest_hours(engine.furthest)
 
 
-def test_at_the_end_of_a_log_all_rows_are_served_when_write_returns() -> None:
-    """A run over a whole log is not over before its features are online."""
+@pytest.mark.parametrize("last_call", ["snapshot", "close"])
+def test_at_the_end_of_a_log_all_rows_are_served(last_call: str) -> None:
+    """A run over a whole log is not over before its features are online, with snapshots or without."""
     store = features()
     writer = OnlineWriter(store, SETS, None)
     for number in range(20):
         writer.write(hour_rows(number))
     writer.write(Rows(ended=True))
+    getattr(writer, last_call)()
     assert served(store) == newest_hours(20)
     writer.close()
 

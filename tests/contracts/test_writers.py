@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from dataflows.buses.memory import MemoryBus
 from operators.messages import Message
-from stores import writers
+from stores import log_writer, writers
+from stores.log_writer import LogWriter, append_all, logged
 from stores.offline.memory import MemoryOfflineStore
-from stores.writers import EPOCHS_MAX, Delivery, LogWriter, OfflineWriter, Rows, logged, staged_tokens
+from stores.writers import EPOCHS_MAX, Delivery, OfflineWriter, Rows, staged_tokens
 from tests.epochs import PLANS, SETS, Engine, hour_rows
 from tests.offline_rows import published
 
@@ -146,6 +147,46 @@ def test_a_file_that_could_not_be_written_beside_the_flow_stops_it() -> None:
             writer.snapshot()
 
 
+def test_a_log_that_cannot_tell_repeats_gets_none_between_clean_runs() -> None:
+    """Sent at once, a snapshot holds nothing that the next run would send again."""
+    sent: list[Message] = []
+
+    def append(messages: list[Message], at: int) -> int:
+        sent.extend(messages)
+        return at + len(messages)
+
+    writer = LogWriter(append, None, durable=True, at_once=True)
+    writer.write([Message(b"one"), Message(b"two")])
+    state = writer.snapshot()
+    LogWriter(append, state, durable=True, at_once=True).snapshot()
+    assert [m.value for m in sent] == [b"one", b"two"]
+    assert logged(state) == (2, [])
+
+
+def test_what_was_appended_in_part_is_gone_on_with_whoever_repeats_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between two appends of one snapshot: the end of a run and the next writer both find their way."""
+    monkeypatch.setattr(log_writer, "APPENDED_MAX", 2)
+    sent: list[Message] = []
+
+    def append(messages: list[Message], at: int) -> int:
+        """As Kafka's writer: what is whole already changes nothing, what is in part is refused."""
+        after = at + len(messages)
+        if len(sent) < after:
+            assert len(sent) == at, "the writer is elsewhere"
+            sent.extend(messages)
+        return after
+
+    messages = [Message(b"%d" % number) for number in range(5)]
+    writer = LogWriter(append, None, durable=True)
+    writer.write(messages)
+    state = writer.snapshot()
+    append(messages[:2], 0)  # and then it was killed
+    at, ready = logged(state)
+    assert append_all(append, ready, at) == 5
+    LogWriter(append, state, durable=True)
+    assert sent == messages
+
+
 def message(number: int) -> list[Message]:
     """None, one or some messages of any bytes that a line can hold, some with keys and headers."""
     values = [b"%d-%d \xff\x00\xc3\xa4" % (number, i) for i in range(number % 3)]
@@ -160,7 +201,7 @@ def log_of(bus: MemoryBus) -> list[bytes]:
     return [] if chunk is None else [chunk.message(i) for i in range(len(chunk.lengths))]
 
 
-def log_writer(bus: MemoryBus, resume: bytes | None, *, durable: bool = True) -> LogWriter:
+def writer_of(bus: MemoryBus, resume: bytes | None, *, durable: bool = True) -> LogWriter:
     """A writer that owns the partition `aa` of the late topic."""
     return LogWriter(lambda messages, at: bus.append("late", "aa", messages, at=at), resume, durable=durable)
 
@@ -174,7 +215,7 @@ def messages_until(position: int) -> list[bytes]:
 def test_messages_are_in_the_log_once_and_in_order(plan: Sequence[str]) -> None:
     """At every moment the log is a beginning of what durable epochs hold; in the end it is all, byte for byte."""
     bus = MemoryBus()
-    engine = Engine(lambda resume: log_writer(bus, resume), message)
+    engine = Engine(lambda resume: writer_of(bus, resume), message)
     for step in plan:
         engine.do(step)
         durable = messages_until(engine.durable[1])
@@ -187,7 +228,7 @@ def test_messages_are_in_the_log_once_and_in_order(plan: Sequence[str]) -> None:
 def test_what_a_durable_snapshot_has_of_a_log_can_be_appended_by_others(plan: Sequence[str]) -> None:
     """After the last run `logged` of its snapshot tells what is missing and where; appending it twice is once."""
     bus = MemoryBus()
-    engine = Engine(lambda resume: log_writer(bus, resume), message)
+    engine = Engine(lambda resume: writer_of(bus, resume), message)
     for step in [*plan, "epoch"]:
         engine.do(step)
     engine._commit()
@@ -202,7 +243,7 @@ def test_what_a_durable_snapshot_has_of_a_log_can_be_appended_by_others(plan: Se
 def test_a_log_without_durable_snapshots_is_complete_when_closed() -> None:
     """A run that remembers nothing has appended everything once it has ended well."""
     bus = MemoryBus()
-    writer = log_writer(bus, None, durable=False)
+    writer = writer_of(bus, None, durable=False)
     writer.write([Message(b"a")])
     writer.snapshot()
     writer.write([Message(b"b")])
@@ -213,12 +254,12 @@ def test_a_log_without_durable_snapshots_is_complete_when_closed() -> None:
 def test_a_log_keeps_what_others_wrote_before() -> None:
     """A log writer with a durable snapshot goes on at its own place only."""
     bus = MemoryBus()
-    writer = log_writer(bus, None)
+    writer = writer_of(bus, None)
     writer.write([Message(b"a")])
     writer.snapshot()
     state = writer.snapshot()
     assert logged(state) == (1, [])
-    resumed = log_writer(bus, state)
+    resumed = writer_of(bus, state)
     resumed.write([Message(b"b")])
     resumed.snapshot()
     resumed.snapshot()

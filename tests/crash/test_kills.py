@@ -47,7 +47,7 @@ NAMED = {
         "dataflows.buses.folder:FolderBus.append:before:1",
         "os:pwrite:amid:1",
         "dataflows.buses.folder:FolderBus.append:after:1",
-        "stores.writers:LogWriter.snapshot:after:3",
+        "stores.log_writer:LogWriter.snapshot:after:3",
     ],
     "stop": [
         "dataflows.runner:settle:before:1",
