@@ -37,7 +37,7 @@ ROWS_MIN = 16_384
 EPOCHS_MAX = 6
 """… but for no more than this many snapshots."""
 
-_ONLINE_ROWS_MAX = 200_000
+_ONLINE_ROWS_MAX = 64_000
 """Rows that may wait for the online store before they are coalesced to the newest an entity."""
 
 _ONLINE_REST = 3

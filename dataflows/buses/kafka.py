@@ -41,7 +41,7 @@ _SURE_AFTER_END_S = 0.1
 """How old an answer about a topic may be; younger where a log has ended, since there it may have been made anew."""
 
 _MEMORY_KIB = 256 << 10
-_QUEUE_KIB = (1 << 10, 16 << 10)
+_QUEUE_KIB = (1 << 10, 4 << 10)
 
 _DENIED = {29}
 """TOPIC_AUTHORIZATION_FAILED"""
