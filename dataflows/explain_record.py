@@ -37,7 +37,7 @@ def record_of(explanation: Explanation, wanted: str | None = None) -> dict[str, 
         "retracted": stored["retracted"],
         "known_at": utc_text(micros(stored["known_at"])),
         "values": {c: stored[c] for c in columns},
-        "revisions": [_revision(r) for r in explanation.revisions],
+        "revisions": [_revision(r, columns) for r in explanation.revisions],
         "events": events(explanation.events),
         "refused": events(explanation.refused),
         "earlier": explanation.earlier,
@@ -53,7 +53,7 @@ def record_of(explanation: Explanation, wanted: str | None = None) -> dict[str, 
     }
 
 
-def _revision(record: dict[str, object]) -> dict[str, object]:
+def _revision(record: dict[str, object], columns: list[str]) -> dict[str, object]:
     return {
         "revision": record["revision"],
         "known_at": utc_text(micros(record["known_at"])),
@@ -61,6 +61,7 @@ def _revision(record: dict[str, object]) -> dict[str, object]:
         "retracted": record["retracted"],
         "supersedes": None if record["supersedes"] is None else _hex(record["supersedes"]),
         "content_hash": _hex(record["content_hash"]),
+        "values": {c: record[c] for c in columns},
     }
 
 
