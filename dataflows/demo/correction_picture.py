@@ -104,8 +104,23 @@ def corrected_window(record: Mapping[str, Any], statistic: str = "mean") -> Corr
     )
 
 
+def description(window: CorrectedWindow) -> str:
+    """What the picture shows, in words: a line for the window, for each revision, and for what came too late."""
+
+    def readings(revision: int | None) -> str:
+        mine = (e for e in window.events if e.revision == revision and e.value is not None)
+        return ", ".join(f"{_clock(e.event_time)} {e.value:g}" for e in mine)
+
+    lines = [f"{window.entity_id}, {window.field}, {window.start.astype('datetime64[m]')} to {_clock(window.end)}"]
+    for number, step in enumerate(window.steps):
+        value = "none" if step.value is None else f"{step.value:.6g}"
+        knows = f"{step.count} events, new: {readings(number) or 'none'}"
+        lines.append(f"revision {number} from {_clock(step.known_at)}: {window.statistic} {value} of {knows}")
+    return "\n".join([*lines, f"too late: {readings(None) or 'none'}"])
+
+
 def draw_correction(path: Path, window: CorrectedWindow, *, unit: str = "", credit: str = "") -> Path:
-    """Draw the window and write a PNG to `path`; return `path`.
+    """Draw the window and write a PNG to `path`, with its `description` in it; return `path`.
 
     The same arguments give the same bytes. The folder must exist. Raises MissingExtraError without matplotlib.
     """
@@ -126,7 +141,7 @@ def draw_correction(path: Path, window: CorrectedWindow, *, unit: str = "", cred
         _draw_steps(axes, window, right)
         axes.set_ylabel(f"{window.field}  [{unit}]" if unit else window.field)
         _write(figure, axes, window, credit)
-        figure.savefig(path, metadata={"Software": None})
+        figure.savefig(path, metadata={"Software": None, "Description": description(window)})
     return path
 
 
