@@ -82,7 +82,12 @@ class OnlineLook:
         self, features: Features, view: View, rows: pa.Table, on_the_way: frozenset[str]
     ) -> Iterator[Difference | None]:
         """Yield a None for each entity that is compared, and what differs."""
-        served = [row for row in rows.to_pylist() if row["entity_id"] not in on_the_way]
+        alike = ~rows["retracted"].to_numpy()
+        if alike.any():
+            alike[alike] = ~features.unlike(view, rows.filter(pa.array(alike)).combine_chunks().to_batches()[0])
+        yield from [None] * int(alike.sum())
+        others = rows.filter(pa.array(~alike)).to_pylist()
+        served = [row for row in others if row["entity_id"] not in on_the_way]
         gone = {(r["entity_id"], _us(r["event_time"])) for r in served if r["retracted"]}
         alive = [r for r in served if not r["retracted"]]
         there = features.read(view, [r["entity_id"] for r in alive])

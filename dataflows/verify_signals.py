@@ -51,8 +51,10 @@ if TYPE_CHECKING:
     from operators.feature_sets import FeatureSet, WindowSpec
     from stores.offline.port import OfflineStore
 
-_COMPARED = ("entity_id", "window_start", "event_time", "revision", "supersedes", "retracted", "content_hash")
-"""What is read of a row besides its statistics: what its hash and its digest are made of."""
+_COMPARED = (
+    "entity_id", "window_start", "event_time", "revision", "created_at", "supersedes", "retracted", "content_hash",
+)  # fmt: skip
+"""What is read of a row besides its statistics: what its hash and its digest are made of, and what is served."""
 
 _SHARDS = 4
 """Fewer than a run has are faster, where all of the run's have come equally far: no row depends on them."""
@@ -160,6 +162,7 @@ def _look(
         history = _History(store, settings.offline_data_path, sets, waiting, _cut(state), online)
         with ThreadPoolExecutor(1, "history") as beside_it:
             stored_later = beside_it.submit(history.sums, selection)
+            served_later = beside_it.submit(online.differences)  # behind it, since it compares what that has read
             done = recompute(sets, log.feeds, options, totals)
             _check_whole(done, state)
             stored = stored_later.result()
@@ -174,7 +177,7 @@ def _look(
             expected = ExpectedRows(sets, cuts, parts)
             recompute(sets, log.feeds, options, expected)
             found += differences_in(store, sets, expected, parts, waiting.tables, _cut(state))
-        served, compared = online.differences()
+        served, compared = served_later.result()
         if compared is not None:
             look.online = (look.online or 0) + compared
         return sorted([*found, *served], key=lambda difference: difference.order)

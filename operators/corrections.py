@@ -107,8 +107,9 @@ class Restating:
         self._retained.segments[-1].keep(events)
 
     def checkpoint(self, now: int, entities: int) -> None:
-        """Everything below `now` is applied and closed: let go of what is too old."""
-        self._retained.checkpoint(now, entities)
+        """Everything below `now` is applied and closed: let go of what is too old and not waited for."""
+        needed = min((int(events.event_time.min()) for events, _ in self._waiting), default=NEVER)
+        self._retained.checkpoint(now, entities, needed)
 
     def pack(self) -> tuple[list[dict[str, object]], dict[str, NDArray[np.generic]]]:
         """The whole state, as meta (JSON-able) and arrays."""

@@ -137,9 +137,10 @@ class Retained:
         """Events held."""
         return sum(s.count for s in self.segments)
 
-    def checkpoint(self, now: int, entities: int) -> None:
+    def checkpoint(self, now: int, entities: int, needed: int) -> None:
         """Everything below `now` is applied and closed: begin a new segment if it is worth it, and let the oldest go.
 
+        needed: time of the oldest correction that does not count yet; its segment stays, at most `grain_us` longer.
         A segment holds at least as many bytes of events as of states, so that states never are most of the memory.
         """
         last = self.segments[-1]
@@ -147,12 +148,12 @@ class Retained:
         due = now - last.start >= self._spacing_us and last.count * _EVENT_BYTES >= state_bytes
         if now > last.start and (due or last.count > self.lateness.events_max // _SEGMENTS):
             self.segments.append(Segment(now, [each.lines(entities) for each in self._windows]))
-        oldest = now - self.lateness.allowed_us - self.lateness.grain_us
+        oldest = min(now - self.lateness.allowed_us - self.lateness.grain_us, needed)
         while len(self.segments) > 1 and self.segments[1].start <= oldest:
             del self.segments[0]
         held = self.count
         if held > self.lateness.events_max:
-            while len(self.segments) > 1 and held > self.lateness.events_max // 2:
+            while len(self.segments) > 1 and held > self.lateness.events_max // 2 and self.segments[1].start <= needed:
                 held -= self.segments.pop(0).count
                 self.cut += 1
 

@@ -71,7 +71,7 @@ class Background:
     Who brings work waits while more than `bytes_max` are on their way: memory stays bounded.
     """
 
-    def __init__(self, bytes_max: int = 32 << 20) -> None:
+    def __init__(self, bytes_max: int = 96 << 20) -> None:
         """bytes_max: of all work that is not done, but for one piece, which may be larger."""
         self._bytes_max = bytes_max
         self._held = 0

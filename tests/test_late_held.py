@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from dataflows.demo.night import main as write_night
 from dataflows.recovery import Recovery
 from dataflows.summary import Summary, summary_of
 from operators.errors import HeadraceError
@@ -58,6 +60,22 @@ def test_what_is_held_is_listed_released_and_applied_by_the_next_run(place: Plac
     place.quick(STREAM_CONCURRENCY=2, **HOLD).done()
     prove_whole(place, log)
     assert not list((place.root / "bus" / "late").glob("*.jsonl"))
+
+
+def test_what_is_released_behind_the_end_of_a_log_stays_retained_until_it_counts(place: Place) -> None:
+    """By the time that it counts it is older than what is kept; its segment has waited for it, and the run goes on."""
+    night: dict[str, Any] = {
+        "FEATURE_SETS_PATH": str(Path(__file__).parents[1] / "feature_repo" / "feature_sets.toml"),
+        "WATERMARK_SECONDS": 600,
+        "ALLOWED_LATENESS_SECONDS": 5400,
+        "LATE_EVENT_POLICY": "hold",
+    }
+    write_night(place.root / "bus" / "signals")
+    place.quick(**night).done()
+    assert headrace(place, "late", "release", "--all", "--json", **night).records == [{"released": 8}]
+    place.quick(**night).done()
+    done = headrace(place, "signals", "--json", BUS_FOLLOW=0, **night)
+    assert (done.code, done.records[-1]["late"]) == (0, 0)
 
 
 def test_dropped_events_stay_late_and_change_nothing(place: Place) -> None:

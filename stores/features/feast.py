@@ -16,7 +16,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from operators.errors import ConfigError
 from stores.features.feast_errors import translated
@@ -96,6 +98,21 @@ class FeastFeatures:
                 if times_us and values:
                     row = OnlineRow(entity, times_us[0], {c: _python(values.get(c)) for c in view.columns})
                 found.append(row)
+        return found
+
+    def unlike(self, view: View, rows: pa.RecordBatch) -> NDArray[np.bool_]:
+        """Compare in SQLite what would be written with what is there; say so of every row in another store."""
+        found = np.ones(len(rows), np.bool_)
+        for start in range(0, len(rows), _LANE_ROWS):
+            with self._locked():
+                store, provider = self._open()
+                lane = sqlite_lane(provider, store.config, self._feast_view(view))
+                if lane is None:
+                    return found
+                some = rows.slice(start, _LANE_ROWS)
+                version = store.config.entity_key_serialization_version
+                keys = _serialized(some.column("entity_id").to_pylist(), version)
+                found[start : start + len(some)] = lane.unlike(keys, some, view.columns, _TIMES)
         return found
 
     def forget(self, entity_id: str) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,8 @@ from dataflows.runner import run_signals
 from dataflows.verify_signals import verify_signals
 from tests.benchmarks.events import Load, write_events
 from tests.benchmarks.fresh import measure
-from tests.benchmarks.pipeline import _settings
+from tests.benchmarks.kafka import apply_views
+from tests.benchmarks.pipeline import SETS, _settings
 
 LATE = "tests.benchmarks.late"
 LATE_SHARE = 0.01
@@ -41,15 +43,17 @@ class _Cost(NamedTuple):
     events: int
 
 
-def signals(paths: Sequence[str], report: str, policy: str = "drop", *, archive: bool = False) -> tuple[int, float]:
-    """A whole run on one worker, exactly once, with or without the archive."""
-    with _run_place(paths, policy, archive=archive) as settings:
+def signals(
+    paths: Sequence[str], report: str, policy: str = "drop", *, archive: bool = False, online: bool = True
+) -> tuple[int, float]:
+    """A whole run on one worker, exactly once, with or without the archive and Feast's online store."""
+    with _run_place(paths, policy, archive=archive, online=online) as settings:
         return _timed(report, lambda: run_signals(settings, Cluster()).seen)
 
 
-def verify(paths: Sequence[str], report: str, *, archive: bool = False) -> tuple[int, float]:
-    """The whole history computed anew and compared, after a run."""
-    with _run_place(paths, "drop", archive=archive) as settings:
+def verify(paths: Sequence[str], report: str, *, archive: bool = False, online: bool = True) -> tuple[int, float]:
+    """The whole history computed anew and compared, and what is served, after a run."""
+    with _run_place(paths, "drop", archive=archive, online=online) as settings:
         events = run_signals(settings, Cluster()).seen
 
         def look() -> int:
@@ -62,16 +66,24 @@ def verify(paths: Sequence[str], report: str, *, archive: bool = False) -> tuple
 
 
 @contextmanager
-def _run_place(paths: Sequence[str], policy: str, *, archive: bool) -> Iterator[Settings]:
+def _run_place(paths: Sequence[str], policy: str, *, archive: bool, online: bool) -> Iterator[Settings]:
     """A folder whose bus holds the files, after a run and a look at a small topic, so that compiled code is loaded."""
     with tempfile.TemporaryDirectory() as folder:
         found = {}
         for name in ("warm", "real"):
             root = Path(folder) / name
             (root / "bus" / "signals").mkdir(parents=True)
+            repository = shutil.copytree(Path(__file__).parents[2] / "feature_repo", root / "feature_repo")
+            (repository / "feature_sets.toml").write_text(SETS, encoding="utf-8")
             found[name] = _settings(
-                root, late_event_policy=policy, archive_signals=archive, archive_path=root / "archive"
+                root,
+                late_event_policy=policy,
+                archive_signals=archive,
+                archive_path=root / "archive",
+                online_store="feast" if online else "none",
+                feast_repo_path=repository,
             )
+            apply_views(found[name])
         for path in paths:
             (Path(folder) / "real" / "bus" / "signals" / Path(path).name).symlink_to(path)
         warm = write_events(Path(folder) / "warm" / "bus" / "signals", Load(20_000, 10, 10))[0]

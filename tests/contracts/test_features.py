@@ -8,10 +8,12 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from operators.errors import ConfigError, ThrottledError, UnavailableError
 from stores.features import Features, OnlineRow, View, open_features, views_of
@@ -106,6 +108,23 @@ def test_what_is_written_is_served(store: Store, entity: str) -> None:
     _write(store.features, row)
     values = {"heat__count": 7, "heat__mean": 0.1 + 0.2, "heat__last": None}
     assert store.features.read(VIEW, [entity]) == [OnlineRow(entity, time_us, values)]
+
+
+def test_what_is_not_served_to_the_bit_is_told_from_what_is(store: Store, entity: str) -> None:
+    """Another time, one bit of a value, a null for a value, a revision or an unknown entity make a row unlike."""
+    served = {"event_time": NOON_US + 5, "heat__count": 7, "heat__mean": 0.3, "heat__last": -0.0, "revision": 0}
+    changes: list[dict[str, object]] = [
+        {"event_time": NOON_US + 6}, {"heat__count": 8}, {"heat__mean": 0.1 + 0.2}, {"heat__mean": None},
+        {"heat__last": 0.0}, {"entity_id": f"{entity} nobody"},
+    ]  # fmt: skip
+    rows = [{"entity_id": f"{entity} {i}", **served} for i in range(len(changes) + 2)]
+    _write(store.features, *rows)
+    asked = feature_rows(VIEW, [row | change for row, change in zip(rows, [*changes, {}, {}], strict=True)])
+    found = store.features.unlike(VIEW, asked).tolist()
+    assert found[:-2] == [True] * len(changes)
+    if "redis" not in entity:
+        assert found[-2:] == [False, False]
+    assert len(store.features.unlike(VIEW, asked.slice(0, 0))) == 0
 
 
 def test_an_unknown_entity_is_none_at_its_place(store: Store, entity: str) -> None:
@@ -294,6 +313,11 @@ class AwayFor:
         """Pass on."""
         self._fail()
         return self.inner.read(view, entity_ids)
+
+    def unlike(self, view: View, rows: pa.RecordBatch) -> NDArray[np.bool_]:
+        """Pass on."""
+        self._fail()
+        return self.inner.unlike(view, rows)
 
     def forget(self, entity_id: str) -> int:
         """Pass on."""
