@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -88,6 +88,56 @@ def write_artifact(
         runs = metadata.runs(1)
         run = runs[0].run if runs else ""
         return metadata.add_version(DatasetVersion(NAME, 0, form, str(path), rows.count, digest, run))
+
+
+def take_out(version: DatasetVersion, uri: str) -> DatasetVersion | None:
+    """Write the file of a version anew without a document; return what the version then is, or None if it has none.
+
+    The file changes at once. Raises ConfigError while another run writes to it, KeyError if it is none of ours.
+    """
+    path = Path(version.path)
+    if not path.exists():
+        return None
+    form: Format = "jsonl" if version.format == "jsonl" else "parquet"
+    if not any(row["uri"] == uri for row in _read(path, form)):
+        return None
+    kept = _Kept(path, form, uri)
+    digest = _write(kept, path, form)
+    return replace(version, rows=kept.count, digest=digest)
+
+
+class _Kept:
+    """The rows of a file without those of a document; `count` of them were given."""
+
+    def __init__(self, path: Path, form: Format, uri: str) -> None:
+        self.count = 0
+        self._rows = (row for row in _read(path, form) if row["uri"] != uri)
+
+    def __iter__(self) -> Iterator[Row]:
+        for row in self._rows:
+            self.count += 1
+            yield row
+
+
+def _read(path: Path, form: Format) -> Iterator[Row]:
+    """The rows of a file as they were written to it."""
+    if form == "jsonl":
+        with path.open("rb") as lines:
+            for line in lines:
+                yield _with_floats(orjson.loads(line))
+        return
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(_GROUP_ROWS):
+            for row in batch.to_pylist():
+                yield _with_floats(row)
+
+
+def _with_floats(row: Row) -> Row:
+    """Numbers of an embedding as they are stored, so that they are written alike."""
+    vector = row.get("embedding")
+    return row if vector is None else {**row, "embedding": np.array(vector, np.float32)}
 
 
 def _switched(space: str) -> UnavailableError:
@@ -219,7 +269,7 @@ class _Digest:
         return f"{self.total % (1 << 256):064x}"
 
 
-def _write(rows: _Rows, path: Path, form: Format) -> str:
+def _write(rows: Iterable[Row], path: Path, form: Format) -> str:
     """Write the rows to the path, all or none, and return their digest: 64 hexadecimal digits."""
     fresh = path.with_name(f".{path.name}.new")
     try:
@@ -242,7 +292,7 @@ def _write(rows: _Rows, path: Path, form: Format) -> str:
     return digest
 
 
-def _fill(rows: _Rows, writer: _Writer) -> str:
+def _fill(rows: Iterable[Row], writer: _Writer) -> str:
     """Write the rows and return their digest."""
     digest = _Digest()
     with closing(writer):

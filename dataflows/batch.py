@@ -14,7 +14,7 @@ from dataflows.summary import Summary
 from operators.decode import Decoder
 from operators.errors import ConfigError
 from operators.intake import Intake
-from operators.shard import split
+from operators.shard import split, split_due
 from operators.watermark import Status
 from operators.windows import Shard
 from stores.offline.port import BATCH_PART, Withheld
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from operators.feature_sets import FeatureSets
+    from operators.forgotten import Forgotten
     from operators.intake import Piece
     from operators.records import RowBlock
+    from operators.retained import Lateness
     from stores.deadletters.port import DeadLetters
     from stores.offline.port import OfflineStore
 
@@ -35,7 +37,11 @@ _FIRST_EVENTS_MAX = 4096
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """What a batch run is made of. bound_us: WATERMARK_SECONDS in microseconds. topic: of the dead letters."""
+    """What a batch run is made of. bound_us: WATERMARK_SECONDS in microseconds. topic: of the dead letters.
+
+    lateness: what late events may still change; held they are never. forgotten: whose signals are refused; still_so
+    raises if that has changed since.
+    """
 
     sets: FeatureSets
     shards: int
@@ -45,6 +51,9 @@ class BatchPlan:
     offline: OfflineStore
     dead_letters: DeadLetters
     topic: Callable[[Path], str]
+    lateness: Lateness | None = None
+    forgotten: Forgotten | None = None
+    still_so: Callable[[], None] = lambda: None
 
 
 @dataclass(slots=True)
@@ -116,10 +125,13 @@ def run_batch(plan: BatchPlan, paths: Sequence[Path], progress: Callable[[int], 
     All rows become visible at the end, or none. Rows that the store has already stay as they are and
     are counted as withheld. progress hears the bytes read since the last call.
     """
-    decoder = Decoder(plan.sets, event_bytes_max=plan.event_bytes_max)
-    feeds = [_Feed(p, open_input(p, plan.event_bytes_max), Intake(p.stem, decoder, plan.bound_us)) for p in paths]
+    decoder = Decoder(plan.sets, event_bytes_max=plan.event_bytes_max, forgotten=plan.forgotten)
+    feeds = [
+        _Feed(p, open_input(p, plan.event_bytes_max), Intake(p.stem, decoder, plan.bound_us, None, plan.lateness))
+        for p in paths
+    ]
     known = tuple(sorted(f.intake.partition for f in feeds))
-    shards = [Shard(plan.sets) for _ in range(plan.shards)]
+    shards = [Shard(plan.sets, None, plan.lateness) for _ in range(plan.shards)]
     output = _Output(plan.offline, plan.sets, f"{uuid.uuid4().hex[:8]}.{BATCH_PART}")
     try:
         while any(not f.ended for f in feeds):
@@ -128,6 +140,7 @@ def run_batch(plan: BatchPlan, paths: Sequence[Path], progress: Callable[[int], 
             if piece.rejects:
                 _refuse(piece, plan.topic(feed.path), plan.dead_letters)
             _push(shards, piece, output)
+        plan.still_so()
         output.publish()
     except BaseException:
         plan.offline.discard(output.writer, keep=())
@@ -152,7 +165,11 @@ def _next_piece(feed: _Feed, batch_size: int, known: tuple[str, ...], progress: 
 
 def _push(shards: list[Shard], piece: Piece, output: _Output) -> None:
     parts = None if piece.batch is None or piece.late is None else split(piece.batch, piece.late, len(shards))
+    late = None if piece.batch is None or piece.due is None else split_due(piece.batch, piece.due, len(shards))
     for index, shard in enumerate(shards):
+        corrections = None if late is None else late[index]
+        if corrections is not None:
+            shard.correct(*corrections)
         shard.push(None if parts is None else parts[index], piece.tick, piece.known)
         output.add(shard.advance())
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dataflows import cli_documents, cli_kafka
+from dataflows import cli_documents, cli_forget, cli_kafka, cli_signals, cli_verify
 from dataflows.cli_output import Json, Limit, print_json, print_summary
 from operators.errors import ConfigError, HeadraceError
 
@@ -42,7 +42,7 @@ app = _group(
 )
 backfill = _group("Compute history from complete files, or write it to files.")
 dlq = _group("Look at refused inputs, replay or drop them.")
-late = _group("Look at events that came after their watermark.")
+late = _group("Look at late events; release or drop those that are held.")
 topics = _group("Look at the topics on Kafka, or make them.")
 verify = _group("Hold what was written against what it was made from.")
 app.add_typer(backfill, name="backfill")
@@ -56,9 +56,14 @@ app.command()(cli_kafka.doctor)
 app.command()(cli_kafka.produce)
 topics.command("create")(cli_kafka.topics_create)
 topics.command("list")(cli_kafka.topics_list)
+app.add_typer(cli_forget.forget, name="forget")
 verify.command("documents")(cli_documents.verify_documents)
+verify.command("signals")(cli_verify.verify_signals)
 
 Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Which ones, as `headrace dlq list` shows them.")]
+HeldIds = Annotated[
+    list[str] | None, typer.Argument(metavar="ID", help="Which ones, as `headrace late list` shows them.")
+]
 All = Annotated[bool, typer.Option("--all", help="All of them.")]
 
 
@@ -104,88 +109,9 @@ def demo(
     run_demo(out)
 
 
-@app.command()
-def signals(
-    *,
-    json: Json = False,
-    process_id: Annotated[
-        int,
-        typer.Option(metavar="N", envvar="BYTEWAX_PROCESS_ID", help="Which of --addresses this process is, from 0."),
-    ] = 0,
-    addresses: Annotated[
-        str,
-        typer.Option(metavar="A;B;…", envvar="BYTEWAX_ADDRESSES", help="host:port of every process of a cluster."),
-    ] = "",
-) -> None:
-    """Run the signal path: bus → features, offline and online.
-
-    Runs until SIGTERM or Ctrl-C, which end it cleanly; with BUS_FOLLOW=0 until the end of the log, where all
-    windows are closed. What was done is remembered in RECOVERY_DIR: the next run goes on there, also after
-    a crash, and every row is there once. Prints what became of every event.
-
-    \b
-    Settings that matter most (README.md lists all):
-      BUS_DIR                 folder of topics that is read [data/bus]
-      TOPIC_SIGNALS           its topic, a .jsonl file a partition [signals]
-      BUS_FOLLOW              0 = stop at the end of the log [1]
-      WATERMARK_SECONDS       how late an event may come [5]
-      WATERMARK_IDLE_SECONDS  when a silent partition is left out [30]
-      FEATURE_SETS_PATH       what is computed [feature_repo/feature_sets.toml]
-      OFFLINE_DATA_PATH       root of the Parquet rows [data/offline]
-      ONLINE_STORE            feast, or none [feast]
-      RECOVERY_DIR            snapshots, a folder for each flow [data/recovery]
-      STREAM_CONCURRENCY      worker threads [1]
-    """  # noqa: D301  # \b: click leaves these lines as they are
-    from dataflows.config import load_settings
-    from dataflows.engine import Cluster
-    from dataflows.runner import run_signals
-
-    settings = load_settings()
-    cluster = Cluster(settings.stream_concurrency, process_id, tuple(a for a in addresses.split(";") if a))
-    print_summary(run_signals(settings, cluster).record(), json=json)
-
-
-@backfill.command("signals")
-def backfill_signals(
-    patterns: Annotated[
-        list[str],
-        typer.Option(
-            "--input",
-            "-i",
-            metavar="PATTERN",
-            help="Files: .jsonl, .csv, .parquet, .arrow or .arrows, each a partition. May be repeated.",
-        ),
-    ],
-    *,
-    json: Json = False,
-) -> None:
-    """Add the rows that the history lacks, from complete files.
-
-    The same operators as live, so the same rows; what the history holds is not written again, so it is safe to
-    repeat. All rows become visible at the end. Late events are counted; refused ones go to the dead letters.
-    Online features stay as they are: `feast materialize` brings history online.
-
-    \b
-    Quote patterns, so that the shell leaves them alone:
-      headrace backfill signals --input 'history/**/*.parquet'
-
-    CSV and Parquet need the columns entity_id, event_time and sequence, and may have source and trace_id; every
-    other column is a field of the payload.
-    """  # noqa: D301  # \b: click leaves these lines as they are
-    from dataflows.batch import find_inputs
-    from dataflows.commands import backfill_files
-    from dataflows.config import load_settings
-
-    paths = find_inputs(patterns)
-    done, withheld = backfill_files(load_settings(), paths, quiet=json)
-    print_summary({**done.record(), "repeated": withheld.repeated, "different": withheld.different}, json=json)
-    if withheld.different:
-        raise HeadraceError(
-            f"{withheld.different} rows differ from those that the history holds, which stay: the inputs are not"
-            " the log that the history was made of"
-        )
-
-
+app.command()(cli_signals.signals)
+app.command()(cli_signals.explain)
+backfill.command("signals")(cli_signals.backfill_signals)
 backfill.command("documents")(cli_documents.backfill_documents)
 
 
@@ -306,13 +232,17 @@ def dlq_drop(
 def late_list(
     *,
     limit: Limit = 50,
+    reason: Annotated[str | None, typer.Option(metavar="WORD", help="Only those set aside for this reason.")] = None,
     json: Json = False,
 ) -> None:
-    """List late events as they were set aside, without payloads."""
-    from dataflows.commands import late_events
-    from dataflows.config import load_settings
+    """List late events as they were set aside, without payloads.
 
-    found, total = late_events(load_settings(), limit=limit)
+    With LATE_EVENT_POLICY=hold those that are held; else those on the late topic.
+    """
+    from dataflows.config import load_settings
+    from dataflows.late_commands import late_events
+
+    found, total = late_events(load_settings(), limit=limit, reason=reason)
     if json:
         print_json(found)
     else:
@@ -321,8 +251,41 @@ def late_list(
         show_late(found, total)
 
 
-def _some(ids: list[str] | None, *, everything: bool) -> list[str] | None:
+@late.command("release")
+def late_release(
+    ids: HeldIds = None,
+    *,
+    everything: All = False,
+    json: Json = False,
+) -> None:
+    """Apply held events as corrections.
+
+    The running flow takes them up within a second or two, or the next run does: rows that they change come again as
+    revisions. What is older than ALLOWED_LATENESS_SECONDS allows goes to the late topic.
+    """
+    from dataflows.config import load_settings
+    from dataflows.late_commands import release_held
+
+    some = _some(ids, "late", everything=everything)
+    print_summary({"released": release_held(load_settings(), some)}, json=json)
+
+
+@late.command("drop")
+def late_drop(
+    ids: HeldIds = None,
+    *,
+    everything: All = False,
+    json: Json = False,
+) -> None:
+    """Drop held events for good; they stay counted as late."""
+    from dataflows.config import load_settings
+    from dataflows.late_commands import drop_held
+
+    print_summary({"dropped": drop_held(load_settings(), _some(ids, "late", everything=everything))}, json=json)
+
+
+def _some(ids: list[str] | None, group: str = "dlq", *, everything: bool) -> list[str] | None:
     """The ids that were named, or None for all. Naming none is no way to mean all."""
     if bool(ids) == everything:
-        raise ConfigError("name the IDs that `headrace dlq list` shows, or pass --all, not both")
+        raise ConfigError(f"name the IDs that `headrace {group} list` shows, or pass --all, not both")
     return ids or None

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import base64
-import time
 from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
-
-import orjson
 
 from dataflows.announcing import replayed
 from dataflows.batch import BatchPlan, run_batch
@@ -18,10 +15,11 @@ from dataflows.document_wiring import metadata_as_it_is
 from dataflows.kernel_cache import drop_stale_kernels
 from dataflows.observability.logs import set_up_logs
 from dataflows.sources.topic import tried_again
-from dataflows.wiring import bus_of, dead_letters_of, features_of, offline_of
+from dataflows.wiring import bus_of, dead_letters_of, features_of, forgotten_of, offline_of
 from operators.document_tasks import DOCUMENT_STAGES, EVENT_STAGE
 from operators.documents import doc_id
-from operators.errors import ConfigError, CorruptStoreError
+from operators.errors import ConfigError, RetryableError
+from operators.forgotten import REASON as FORGOTTEN
 from stores.deadletters.port import LetterFilter
 from stores.features.port import views_of
 from stores.offline.disk import locked
@@ -30,16 +28,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from dataflows.buses.port import Bus
     from dataflows.config import Settings
     from dataflows.summary import Summary
+    from operators.forgotten import Forgotten
     from operators.records import DeadLetter
     from stores.deadletters.port import DeadLetters
     from stores.offline.port import Withheld
 
 _PAGE = 1000
-_SCAN_EVENTS = 4096
-_WAIT_S = 0.002
 REPLAY_PARTITION = "replayed-0"
 
 
@@ -49,6 +45,7 @@ def backfill_files(settings: Settings, paths: Sequence[Path], *, quiet: bool) ->
     set_up_logs(settings.log_level, settings.log_format)
     sets = settings.feature_sets()
     topic_folder = (settings.bus_dir / settings.topic_signals).resolve()
+    forgotten = forgotten_of(settings)
 
     def topic(path: Path) -> str:
         """A file of the bus is its partition, so that its rejects are the same letters as live."""
@@ -68,8 +65,19 @@ def backfill_files(settings: Settings, paths: Sequence[Path], *, quiet: bool) ->
             offline=offline,
             dead_letters=dead_letters,
             topic=topic,
+            lateness=None if settings.late_event_policy == "hold" else settings.lateness,
+            forgotten=forgotten,
+            still_so=lambda: check_forgotten(settings, forgotten),
         )
         return run_batch(plan, paths, progress)
+
+
+def check_forgotten(settings: Settings, known: Forgotten | None) -> None:
+    """Raise RetryableError if something was forgotten since: what was computed may hold it."""
+    now = forgotten_of(settings)
+    before = known.names if known is not None else frozenset()
+    if now is not None and not now.names <= before:
+        raise RetryableError("something was forgotten meanwhile, so nothing was written; run this again")
 
 
 def online_rows(settings: Settings, entity: str) -> list[dict[str, object]]:
@@ -90,7 +98,7 @@ def online_rows(settings: Settings, entity: str) -> list[dict[str, object]]:
                         "feature_set": view.feature_set.name,
                         "version": view.feature_set.version,
                         "window": view.window.text,
-                        "event_time": _time(row.event_time_us),
+                        "event_time": time_text(row.event_time_us),
                         **row.values,
                     }
                 )
@@ -112,7 +120,7 @@ def letters(settings: Settings, *, limit: int, reason: str | None) -> tuple[list
         found = [
             {
                 "id": head.letter_id,
-                "time": _time(head.time_us),
+                "time": time_text(head.time_us),
                 "stage": head.stage,
                 "reason": head.reason,
                 "source": head.source,
@@ -138,7 +146,7 @@ def letter(settings: Settings, letter_id: str) -> dict[str, object]:
     exact = text.encode() == found.original
     return {
         "id": record.pop("letter_id"),
-        "time": _time(record.pop("time_us")),
+        "time": time_text(record.pop("time_us")),
         **record,
         "original": text,
         "original_base64": None if exact else base64.b64encode(found.original).decode(),
@@ -170,12 +178,16 @@ def replay_letters(settings: Settings, ids: Sequence[str] | None) -> int:
         done = 0
         for page in _pages(store, ids):
             found = [kept for i in page if (kept := store.get(i)) is not None]
+            if ids is None:
+                found = [kept for kept in found if kept.reason != FORGOTTEN]
+            elif any(kept.reason == FORGOTTEN for kept in found):
+                raise ConfigError("the bytes of a forgotten entity's signals are not kept: there is nothing to replay")
             topics = [_topic_of(settings, kept) for kept in found]
             for topic in sorted({topic for topic in topics if topic is not None}):
                 originals = [replayed(kept) for kept, of in zip(found, topics, strict=True) if of == topic]
                 bus.append(topic, REPLAY_PARTITION, originals, at=bus.written(topic, REPLAY_PARTITION))
             _forget(settings, [kept.partition for kept in found if kept.stage in DOCUMENT_STAGES])
-            done += store.drop(page)
+            done += store.drop([kept.letter_id for kept in found])
         return done
 
 
@@ -206,51 +218,6 @@ def drop_letters(settings: Settings, ids: Sequence[str] | None) -> int:
         return sum(store.drop(page) for page in _pages(store, ids))
 
 
-def late_events(settings: Settings, *, limit: int) -> tuple[list[dict[str, object]], int]:
-    """The first late events, without their payloads, and how many there are in all.
-
-    A run that started anew has set the same ones aside again: each is told once.
-    Raises CorruptStoreError if the late topic holds anything else.
-    """
-    found: list[dict[str, object]] = []
-    seen: set[object] = set()
-    with closing(bus_of(settings)) as bus:
-        for message in _messages(bus, settings.topic_late):
-            event = _late_event(message, settings.topic_late)
-            if event["id"] not in seen and len(found) < limit:
-                found.append(event)
-            seen.add(event["id"])
-    return found, len(seen)
-
-
-def _late_event(message: bytes, topic: str) -> dict[str, object]:
-    try:
-        event = orjson.loads(message)
-        signal = event["data"]
-        return {
-            "id": str(event["id"]),
-            "reason": event["reason"],
-            "partition": event["partition"],
-            "offset": int(event["offset"]),
-            "entity_id": signal["entity_id"],
-            "event_time": signal["event_time"],
-            "sequence": signal["sequence"],
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise CorruptStoreError(
-            f"topic `{topic}` holds a message that is no late event; move what others wrote away from it"
-        ) from error
-
-
-def _messages(bus: Bus, topic: str) -> Iterator[bytes]:
-    for partition in bus.partitions(topic):
-        with closing(bus.reader(topic, partition, None)) as reader:
-            while (chunk := reader.poll(_SCAN_EVENTS)) is not None:
-                if len(chunk.lengths) == 0:
-                    time.sleep(_WAIT_S)  # they are on their way
-                yield from (chunk.message(i) for i in range(len(chunk.lengths)))
-
-
 def _pages(store: DeadLetters, ids: Sequence[str] | None) -> Iterator[list[str]]:
     """The ids in pages; None means every letter that is there now."""
     if ids is not None:
@@ -265,6 +232,6 @@ def _pages(store: DeadLetters, ids: Sequence[str] | None) -> Iterator[list[str]]
         yield [h.letter_id for h in heads]
 
 
-def _time(time_us: int) -> str:
+def time_text(time_us: int) -> str:
     """RFC 3339 in UTC."""
     return datetime.fromtimestamp(time_us // 1_000_000, UTC).replace(microsecond=time_us % 1_000_000).isoformat()

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from operators.errors import ConfigError
 from operators.feature_sets import FeatureSets, parse_feature_sets
+from operators.retained import Lateness
 from operators.shard import SHARDS_MAX
 
 _TOPIC = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
@@ -93,8 +94,16 @@ class Settings(BaseSettings):
         ge=0,
         description="Seconds at the end of its log after which a partition no longer holds others back; 0 = never.",
     )
-    late_event_policy: Literal["drop"] = Field(
-        "drop", description="drop = late events go to TOPIC_LATE, counted and kept."
+    late_event_policy: Literal["drop", "hold", "correct"] = Field(
+        "drop",
+        description="Late events: drop = go to TOPIC_LATE; hold = wait for `headrace late release`; correct = rows that"
+        " they change come again as revisions.",
+    )
+    allowed_lateness_seconds: float = Field(
+        60.0,
+        ge=0,
+        le=366 * 86_400,
+        description="How far behind its watermark an event may still correct rows; older ones go to TOPIC_LATE.",
     )
     feature_windows: str | None = Field(
         None, description="Window specs, as `5s,1m/10s,session:30s`, in place of those of every feature set."
@@ -179,18 +188,17 @@ class Settings(BaseSettings):
         "auto", description="auto = console on a terminal, JSON elsewhere."
     )
 
-    @field_validator("watermark_seconds", "watermark_idle_seconds", "max_future_seconds", "source_poll_interval_sec")
+    @field_validator(
+        "watermark_seconds",
+        "watermark_idle_seconds",
+        "allowed_lateness_seconds",
+        "max_future_seconds",
+        "source_poll_interval_sec",
+    )
     @classmethod
     def _finite(cls, value: float) -> float:
         if not math.isfinite(value):
             raise ValueError("must be a finite number of seconds")
-        return value
-
-    @field_validator("late_event_policy", mode="before")
-    @classmethod
-    def _offered(cls, value: object) -> object:
-        if value in ("hold", "correct"):
-            raise ValueError(f"this version does not know `{value}` yet; `drop` is allowed")
         return value
 
     @field_validator("log_level", "log_format", mode="before")
@@ -239,6 +247,14 @@ class Settings(BaseSettings):
     def max_future_us(self) -> int:
         """MAX_FUTURE_SECONDS in microseconds."""
         return round(self.max_future_seconds * 1_000_000)
+
+    @property
+    def lateness(self) -> Lateness | None:
+        """What late events may still change: None under `drop`."""
+        if self.late_event_policy == "drop":
+            return None
+        allowed_us = round(self.allowed_lateness_seconds * 1_000_000)
+        return Lateness(allowed_us, max(self.watermark_us, 1_000_000), self.late_event_policy == "correct")
 
     def feature_sets(self) -> FeatureSets:
         """Read and check feature_sets.toml, with FEATURE_WINDOWS and FEATURE_SET_VERSION on top.

@@ -129,6 +129,21 @@ def show_differences(records: Sequence[Mapping[str, object]]) -> None:
     console().print(table)
 
 
+def show_row_differences(records: Sequence[Mapping[str, object]]) -> None:
+    """Print differences between the feature history and the events that it was made from."""
+    if not records:
+        return
+    out = console()
+    for record in records:
+        where = f"{record['feature_set']} v{record['version']} {record['window']}"
+        whose = (record["entity_id"], record["event_time"] or record["date"], record["field"])
+        place = " · ".join(_visible(str(one)) for one in (record["difference"], where, *whose) if one is not None)
+        values = "" if record["field"] is None else f"stored {record['stored']}, recomputed {record['recomputed']}"
+        said = "; ".join(filter(None, (values, _visible(str(record["detail"])))))
+        out.print(f"{place}: {said}" if said else place, markup=False, soft_wrap=True)
+    out.print()
+
+
 def show_plan(documents: Sequence[Planned], total: int, record: Mapping[str, object]) -> None:
     """Print what a run would do: the first documents that it concerns, and the counts."""
     table = _table("what", "document", "chunks", "to embed")
@@ -142,12 +157,15 @@ def show_plan(documents: Sequence[Planned], total: int, record: Mapping[str, obj
 
 
 def show_late(found: Sequence[Mapping[str, object]], total: int) -> None:
-    """Print a listing of late events."""
-    names = ("entity_id", "event_time", "sequence", "reason", "partition", "offset")
+    """Print a listing of late events; those that are held have an id."""
+    held = bool(found) and "watermark" in found[0]
+    place = ("id",) if held else ("partition", "offset")
+    names = ("entity_id", "event_time", "sequence", "reason", *place)
+    then = "headrace late release|drop ID" if held else "their originals stand on the late topic of the bus"
     table = _table(*names)
     for record in found:
         table.add_row(*_cells(record, *names))
-    _print_listing(table, len(found), total, "late events", "their originals stand on the late topic of the bus")
+    _print_listing(table, len(found), total, "late events", then)
 
 
 def show_features(entity: str, rows: Sequence[Mapping[str, object]]) -> None:

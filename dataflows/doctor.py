@@ -128,7 +128,7 @@ def _checks(settings: Settings) -> list[Check]:
             Check("disk", f"{setting} `{folder}`", lambda setting=setting, folder=folder: _disk(setting, folder))  # type: ignore[misc]  # mypy cannot infer a lambda with defaults
             for setting, folder in _folders(settings)
         ],
-        Check("recovery", f"RECOVERY_DIR `{settings.recovery_dir}`", with_sets(lambda s: _recovery(settings, s))),
+        Check("recovery", f"RECOVERY_DIR `{settings.recovery_dir}`", with_sets(lambda _: _recovery(settings))),
         Check("online", "Feast's registry", with_sets(lambda s: _online(settings, s)), _FEAST_LIMIT_S),
     ]
 
@@ -233,13 +233,14 @@ def _disk(setting: str, folder: Path) -> Findings:
     return [("ok", told + ("" if there == folder.absolute() else ", which a run will make"))]
 
 
-def _recovery(settings: Settings, sets: FeatureSets) -> Findings:
+def _recovery(settings: Settings) -> Findings:
     """Whether the recovery folder is that of these settings, and who holds it."""
     from dataflows.recovery import Recovery
+    from dataflows.set_versions import sets_run_together
     from dataflows.wiring import identity_of
 
     recovery = Recovery(settings.recovery_dir)
-    lineage = recovery.look(identity_of(settings, sets))
+    lineage = recovery.look(identity_of(settings, sets_run_together(settings)))
     if lineage is None:
         return [("ok", f"`{settings.recovery_dir}` is new: a run begins at the beginning of the log")]
     told = f"`{settings.recovery_dir}` belongs to these settings, lineage {lineage}"

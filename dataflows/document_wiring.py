@@ -21,8 +21,9 @@ from dataflows.engine import STOP
 from dataflows.extraction import Extraction
 from dataflows.preparing import Preparer, Stages
 from dataflows.sources import open_sources
+from dataflows.sources.sieve import without_forgotten
 from dataflows.sources.topic import TopicSource
-from dataflows.wiring import bus_of, dead_letters_of, outlets_of
+from dataflows.wiring import bus_of, dead_letters_of, forgotten_of, outlets_of
 from operators.chunk import Chunker
 from operators.errors import CorruptStoreError
 from operators.extract import ExtractLimits
@@ -143,7 +144,7 @@ def open_parts(settings: Settings, *, make: bool = True) -> Iterator[DocumentPar
     make: whether a metadata store that is not there is made; otherwise nothing is.
     """
     with ExitStack() as opened:
-        sources = sources_of(settings)
+        sources = without_forgotten(sources_of(settings), forgotten_of(settings))
         embedder = opened.enter_context(closing(embedder_of(settings)))
         limits = ExtractLimits(size_bytes=settings.document_bytes_max)
         extraction = opened.enter_context(Extraction(pdf=settings.pdf_extractor, workers=cores(), limits=limits))

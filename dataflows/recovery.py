@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pickle
+import re
 import shutil
 import sqlite3
 import time
@@ -20,11 +21,12 @@ from typing import TYPE_CHECKING
 import orjson
 from bytewax.recovery import init_db_dir
 
-from operators.errors import ConfigError, FatalError, ResumeError
+from operators.errors import ConfigError, FatalError, ResumeError, RetryableError
 from stores.offline.disk import fsync
+from stores.sqlite import scrubbed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 PARTS = 2
 """SQLite files of a new recovery folder."""
@@ -131,6 +133,40 @@ class Recovery:
                     states[key] = pickle.loads(change)  # noqa: S301  # written by this program's own engine
         return states
 
+    def hold(self) -> bool:
+        """Keep runs away from the folder if one has made it; whether it has.
+
+        For whoever changes snapshots and runs nothing. Raises ConfigError if a run holds the folder.
+        """
+        if not (self.folder / _MANIFEST).exists():
+            return False
+        self._take_lock()
+        return True
+
+    def rewrite(self, change: Callable[[str, bytes], bytes | None]) -> int:
+        """Change the snapshots of all epochs that are kept, of the held folder; return how many changed.
+
+        change: (step, state) → the state as it is to be, None for as it is. No byte of what was before is left; a kill
+        leaves each snapshot as it was or as it is to be. Raises RetryableError while another process reads.
+        """
+        self._purge()
+        count = 0
+        with _open_all(self.folder) as databases:
+            for database in databases:
+                for row, step in database.execute("SELECT rowid, step_id FROM snaps").fetchall():
+                    saved = database.execute("SELECT ser_change FROM snaps WHERE rowid = ?", (row,)).fetchone()[0]
+                    state = None if saved is None else pickle.loads(saved)  # noqa: S301  # written by this program's own engine
+                    changed = change(step, state) if isinstance(state, bytes) else None
+                    if changed is not None:
+                        database.execute(
+                            "UPDATE snaps SET ser_change = ? WHERE rowid = ?", (pickle.dumps(changed), row)
+                        )
+                        count += 1
+                database.commit()
+                if not scrubbed(database):
+                    raise RetryableError(f"RECOVERY_DIR `{self.folder}` is being read by another process; try again")
+        return count
+
     def release(self) -> None:
         """Let another run have the folder."""
         if self._lock >= 0:
@@ -139,7 +175,7 @@ class Recovery:
 
     def _refuse_strangers(self) -> None:
         """Raise ConfigError if there are files that no run of ours has made, before one of ours is among them."""
-        names = {path.name for path in self.folder.iterdir()} - {_LOCK, *_OTHERS}
+        names = {path.name for path in self.folder.iterdir() if not was_made(path)} - {_LOCK, *_OTHERS}
         if names and not (self.folder / _DRAFT).exists() and not (self.folder / _MANIFEST).exists():
             raise ConfigError(
                 f"RECOVERY_DIR `{self.folder}` is not empty and was not made by Headrace; name an empty folder"
@@ -191,6 +227,26 @@ class Recovery:
             for database in databases:
                 database.execute("DELETE FROM snaps WHERE snap_epoch >= ?", (resume,))
                 database.commit()
+
+
+def was_made(folder: Path) -> bool:
+    """Whether it is a recovery folder, or was about to become one."""
+    return any((folder / name).exists() for name in (_MANIFEST, _DRAFT))
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a run holds the folder now."""
+    try:
+        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
 
 
 def resume_epoch(databases: list[sqlite3.Connection]) -> int:
@@ -288,8 +344,22 @@ def _compare(folder: Path, saved: dict[str, object], wanted: dict[str, object]) 
             )
         raise ConfigError(
             f"RECOVERY_DIR `{folder}` belongs to a run with another {name} (there `{was}`, here `{now}`);"
-            " set it back, or name an empty folder to start anew"
+            f" {_version_hint(name, was)}set it back, or name an empty folder to start anew"
         )
+
+
+def _version_hint(name: str, was: object) -> str:
+    """What to do if it is a feature set that has changed, or is new: a version is never mixed with another one."""
+    found = re.fullmatch(r"feature set(?: `(\w+)` version (\d+)(.*))?", name)
+    if found is None or found[1] is None:
+        return ""
+    if was == "not declared" and not found[3]:
+        return f"`headrace backfill signals --feature-set {found[1]} --version {found[2]}` computes it beside; or "
+    version = int(found[2]) + 1
+    return (
+        f"declare what has changed as version {version} beside version {found[2]}, and `headrace backfill signals"
+        f" --feature-set {found[1]} --version {version}` computes it; or "
+    )
 
 
 def _first_difference(name: str, was: object, now: object) -> tuple[str, object, object] | None:

@@ -6,7 +6,6 @@ import time
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-import numpy as np
 import orjson
 
 from dataflows.observability.events import Late, Refused, tell
@@ -16,6 +15,7 @@ from operators.messages import STRUCTURED, Message
 from operators.records import DeadLetter
 from operators.signal_rules import open_document
 from stores.deadletters.port import letter_id
+from stores.holding.port import HeldEvent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,12 +34,12 @@ def late_messages(piece: Piece, topic: str) -> list[Message]:
     """The piece's late events as messages for the late topic, in the order of the log."""
     if piece.batch is None or piece.late is None or not piece.originals:
         return []
-    index = np.flatnonzero(piece.late)
-    tell(_late(piece.batch, int(index[0]), "late", len(index), piece.originals[0]))
+    index = piece.set_aside
+    reason = "late" if piece.due is None else "too_old"
+    tell(_late(piece.batch, int(index[0]), reason, len(index), piece.originals[0]))
     out = []
-    rows = piece.late_rows or (-1,) * len(index)
-    for i, original, row in zip(index.tolist(), piece.originals, rows, strict=True):
-        out.append(late_message(original, topic, piece.batch, i, "late", row))
+    for i, original, row in zip(index.tolist(), piece.originals, _rows(piece), strict=True):
+        out.append(late_message(original, topic, piece.batch, i, reason, row))
     return out
 
 
@@ -54,6 +54,37 @@ def late_at_shard_messages(late: LateAtShard, topic: str, bus: Bus, declared: Fe
     return [late_message(original, topic, events, i, late.reason, row) for i, (row, original) in enumerate(found)]
 
 
+def rows_of(late: LateAtShard, topic: str, bus: Bus, declared: FeatureSets) -> list[int]:
+    """Of each event its place in a message of many signals, -1 for a message of its own; see late_at_shard_messages."""
+    return [row for row, _ in _fetched(late.events, topic, bus, declared)]
+
+
+def held_events(piece: Piece, topic: str) -> list[HeldEvent]:
+    """The piece's late events as they are held, in the order of the log."""
+    index = piece.set_aside
+    if piece.batch is None or not piece.originals:
+        return []
+    tell(_late(piece.batch, int(index[0]), "late", len(index), piece.originals[0]))
+    found = zip(index.tolist(), piece.originals, _rows(piece), strict=True)
+    return [_held((row, o), topic, piece.batch, i, ("late", piece.tick.watermark)) for i, o, row in found]
+
+
+def held_at_shard(late: LateAtShard, topic: str, bus: Bus, declared: FeatureSets) -> list[HeldEvent]:
+    """Events that came below their shard's watermark, their originals fetched from the bus again.
+
+    declared: the sets that they were decoded for.
+    """
+    events = late.events
+    found = _fetched(events, topic, bus, declared)
+    tell(_late(events, 0, late.reason, len(events), found[0][1]))
+    return [_held(message, topic, events, i, (late.reason, late.watermark)) for i, message in enumerate(found)]
+
+
+def _rows(piece: Piece) -> tuple[int, ...]:
+    """Of each event that is set aside its row, -1 for a message of its own."""
+    return piece.late_rows or (-1,) * len(piece.originals)
+
+
 def _fetched(events: SignalBatch, topic: str, bus: Bus, declared: FeatureSets) -> list[tuple[int, bytes]]:
     """Of each event its row, -1 for a message of its own, and its original; those of one message stand together."""
     found: list[tuple[int, bytes]] = []
@@ -65,6 +96,14 @@ def _fetched(events: SignalBatch, topic: str, bus: Bus, declared: FeatureSets) -
         wanted = [(events.entity(i), int(events.event_time[i]), int(events.sequence[i])) for i in mine]
         found += find_rows(message, declared, offset, wanted)
     return found
+
+
+def _held(message: tuple[int, bytes], topic: str, batch: SignalBatch, index: int, why: tuple[str, int]) -> HeldEvent:
+    """message: row and original. why: reason and watermark."""
+    row, original = message
+    place = (topic, batch.partition, int(batch.offset[index]), *why)
+    signal = (batch.entity(index), int(batch.event_time[index]), int(batch.sequence[index]))
+    return HeldEvent(*place, *signal, original, row)
 
 
 def late_message(original: bytes, topic: str, batch: SignalBatch, index: int, reason: str, row: int = -1) -> Message:

@@ -6,9 +6,7 @@ partitions can appear without a restart and workers can be added without moving 
 
 from __future__ import annotations
 
-import re
 import time
-import zlib
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, cast
@@ -16,8 +14,11 @@ from typing import TYPE_CHECKING, cast
 import orjson
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 
+from dataflows.alignment import SLOTS, Alignment, slot_of
+from dataflows.archiving import ARCHIVE, SlotArchive
 from dataflows.epoch_sync import EpochSync
 from dataflows.observability.events import Failed, PartitionStatus, PieceRead, tell
+from dataflows.released import RELEASED, ReleasedEvents
 from operators.decode import Decoder
 from operators.intake import Intake, Piece
 from operators.records import NO_WATERMARK
@@ -28,15 +29,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from threading import Event
 
+    from dataflows.archiving import OpenWriter
     from dataflows.buses.port import Bus, PartitionReader
     from operators.feature_sets import FeatureSets
+    from operators.forgotten import Forgotten
     from operators.records import RawChunk
-
-SLOTS = 12
-"""Fixed for a recovery folder; 12 so that 1, 2, 3, 4, 6 and 12 workers get the same share."""
+    from operators.retained import Lateness
+    from stores.holding.port import Holding
 
 _FIRST_EVENTS_MAX = 4096
-_AHEAD_US_MIN = 60_000_000
 _LISTING_S = 1.0
 _IDLE_POLL = timedelta(milliseconds=20)
 _WAITING_POLL = timedelta(milliseconds=2)
@@ -53,6 +54,9 @@ class SourcePlan:
     """What every slot needs to know.
 
     bound_us, idle_s: see WATERMARK_SECONDS, WATERMARK_IDLE_SECONDS. max_future_us: see MAX_FUTURE_SECONDS.
+    lateness: what late events may still change, None under LATE_EVENT_POLICY=drop. holding: under `hold`.
+    until_end: follow the log, but stop once everything is read that is there; windows stay open. One process only.
+    archive: opens writers of the archive, None if it is off. forgotten: whose signals are refused.
     now: a monotonic clock, seconds; it decides when to look for partitions, and which are idle.
     show: hears, for others to see, next offsets by partition: of the last durable snapshot, and of what was read.
     """
@@ -67,42 +71,14 @@ class SourcePlan:
     follow: bool
     stop: Event
     epoch_s: float | None
+    lateness: Lateness | None = None
+    holding: Holding | None = None
+    archive: OpenWriter | None = None
+    forgotten: Forgotten | None = None
+    until_end: bool = False
     now: Callable[[], float] = time.monotonic
     max_future_us: int | None = None
     show: Callable[[Mapping[str, int], Mapping[str, int]], None] | None = None
-
-
-class Alignment:
-    """Keeps the partitions of one process together in event time, so that shards need not hold much back.
-
-    Changes when something is read, never what comes out: watermarks are each partition's own.
-    """
-
-    def __init__(self, bound_us: int) -> None:
-        """bound_us: WATERMARK_SECONDS; a partition may run ahead of the slowest by four times that.
-
-        Further ahead it may read on until so many of its events wait; late ones do not wait, so a partition
-        with one event from a far future, after which all others are late, is not held back by it.
-        """
-        self._ahead_us = max(_AHEAD_US_MIN, 4 * bound_us)
-        self._newest: dict[str, int] = {}
-
-    def note(self, partition: str, newest: int) -> None:
-        """Note how far a partition has come.
-
-        One at the end of its log still holds the others until it is idle: no window can close beyond it,
-        so what they read on would only wait in memory.
-        """
-        self._newest[partition] = newest
-
-    def leave(self, partition: str) -> None:
-        """A partition is idle or has ended: nobody waits for it."""
-        self._newest.pop(partition, None)
-
-    def is_ahead(self, newest: int) -> bool:
-        """Whether a partition at `newest` has left the slowest behind."""
-        slowest = min(self._newest.copy().values(), default=newest)
-        return newest != NO_WATERMARK and (slowest == NO_WATERMARK or newest > slowest + self._ahead_us)
 
 
 class Feed:
@@ -112,7 +88,7 @@ class Feed:
         """Open the partition where `state` says, or at its beginning."""
         position = None if state is None else cast("dict[str, object]", state["position"])
         self.reader: PartitionReader = plan.bus.reader(plan.topic, partition, position)
-        self.intake = Intake(partition, decoder, plan.bound_us, state, max_future_us=plan.max_future_us)
+        self.intake = Intake(partition, decoder, plan.bound_us, state, plan.lateness, max_future_us=plan.max_future_us)
         self.status = Status.LIVE
         self.caught_up = False
         self.waits = False
@@ -138,7 +114,7 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
         self._plan = plan
         self._alignment = alignment
         self._slot = slot
-        self._decoder = Decoder(plan.sets, event_bytes_max=plan.event_bytes_max)
+        self._decoder = Decoder(plan.sets, event_bytes_max=plan.event_bytes_max, forgotten=plan.forgotten)
         self._feeds: dict[str, Feed] = {}
         self._known: tuple[str, ...] = ()
         self._listed_at = plan.now() - _LISTING_S
@@ -147,6 +123,11 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
         self._sync = None if plan.epoch_s is None else EpochSync(plan.epoch_s, plan.now)
         self._at: Feed | None = None
         saved = {} if resume is None else cast("dict[str, dict[str, object]]", orjson.loads(resume))
+        state = saved.pop(RELEASED, None)
+        self._archive = SlotArchive(plan.archive, slot, saved.pop(ARCHIVE, None))
+        mine = plan.holding if slot == 0 else None
+        self._released = None if mine is None else ReleasedEvents(mine, self._decoder, state)
+        self._released_at = plan.now() - _LISTING_S
         for partition, state in saved.items():
             self._open(partition, state)
         self._durable = self._offsets()
@@ -160,7 +141,7 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
         try:
             if self._plan.follow:
                 self._discover()
-            pieces = self._fetch_until(until)
+            pieces = self._take_released() or self._fetch_until(until)
             if not pieces:
                 pieces = self._quiet()
         except StopIteration:
@@ -191,10 +172,14 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
         if self._plan.show is not None:
             self._plan.show(self._durable, offsets)  # the epoch before this one is durable, or this one could not end
         self._durable = offsets
-        return orjson.dumps({p: f.state() for p, f in sorted(self._feeds.items())})
+        states = {p: f.state() for p, f in sorted(self._feeds.items())}
+        if self._released is not None:
+            states[RELEASED] = self._released.state()
+        return orjson.dumps({**states, **self._archive.states()})
 
     def close(self) -> None:
         """Close the files."""
+        self._archive.close()
         for feed in self._feeds.values():
             self._alignment.leave(feed.intake.partition)
             feed.reader.close()
@@ -214,13 +199,25 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
             return
         self._listed_at = now
         known = self._plan.bus.partitions(self._plan.topic)
-        if known == self._known:
+        beside = () if self._plan.holding is None else (RELEASED,)
+        if (*known, *beside) == self._known:
             return
-        self._known = tuple(sorted({*known, *self._feeds}))
+        self._known = (*sorted({*known, *self._feeds}), *beside)
         for partition in known:
             if partition not in self._feeds and slot_of(partition) == self._slot:
                 self._open(partition, None)
                 self._tick_due = True
+
+    def _take_released(self) -> list[Piece]:
+        """What was released since the last look, once in a while."""
+        now = self._plan.now()
+        if self._released is None or now - self._released_at < _LISTING_S:
+            return []
+        self._released_at = now
+        pieces = self._released.take(self._known, follow=self._plan.follow)
+        if pieces:
+            self._epochs_silent = 0
+        return pieces
 
     def _fetch_until(self, until: float) -> list[Piece]:
         """Read one chunk, and more as long as it is not yet `until` and there is more."""
@@ -279,7 +276,9 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
         return max(0, allowed)
 
     def _take(self, feed: Feed, chunk: RawChunk) -> Piece:
-        piece = feed.intake.take(chunk, self._known)
+        newest, decoded = feed.intake.newest, feed.intake.decode(chunk)
+        piece = feed.intake.take(chunk, self._known, decoded)
+        self._archive.write(chunk, decoded, piece, newest)
         feed.events_each = max(1, piece.messages // len(chunk.lengths))  # messages may be of many signals each
         if piece.signals > 0:
             if feed.status is Status.IDLE:
@@ -300,10 +299,17 @@ class SignalSlot(StatefulSourcePartition[Piece, bytes]):
             if all(f.status is Status.ENDED for f in self._feeds.values()) and not self._overlooked():
                 raise StopIteration
             return []
+        if self._plan.until_end and not self._alignment.reads(self._slot, more=self._has_more()):
+            raise StopIteration
         if self._tick_due:
             self._tick_due = False
             return [Piece(f.intake.tick(f.status), self._known) for f in self._feeds.values()]
         return []
+
+    def _has_more(self) -> bool:
+        """Nothing could be read just now: whether that can change without new messages."""
+        held = [f for f in self._feeds.values() if not f.caught_up]
+        return any(f.waits for f in held) or (bool(held) and self._plan.idle_s > 0)
 
     def _overlooked(self) -> bool:
         """Open what another slot may have announced since this one listed the topic; whether there was any."""
@@ -346,9 +352,3 @@ class SignalSource(FixedPartitionedSource[Piece, bytes]):
         except Exception as error:
             tell(Failed(step_id.rpartition(".")[2], for_part, None, error))
             raise
-
-
-def slot_of(partition: str) -> int:
-    """The slot of a partition: by the number that its name ends with, so that numbered ones spread evenly."""
-    number = re.search(r"([0-9]{1,9})$", partition)
-    return (int(number[1]) if number else zlib.crc32(partition.encode())) % SLOTS

@@ -15,6 +15,7 @@ from stores.writers import withheld_in
 if TYPE_CHECKING:
     from dataflows.recovery import Recovery
     from operators.feature_sets import FeatureSets
+    from operators.retained import Lateness
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Summary:
         return {"in": counts.pop("seen"), **counts, **{name: n for name, n in withheld.items() if n}}
 
 
-def summary_of(recovery: Recovery, sets: FeatureSets) -> Summary:
+def summary_of(recovery: Recovery, sets: FeatureSets, lateness: Lateness | None = None) -> Summary:
     """The totals since the recovery folder was made; events that wait for the watermark count as they stand."""
     seen = late = dead = used = duplicate = conflict = rows = 0
     for state in recovery.states(f"{FLOW}.read").values():
@@ -53,7 +54,7 @@ def summary_of(recovery: Recovery, sets: FeatureSets) -> Summary:
             _, s, n, d = cast("list[int]", feed["intake"])
             seen, late, dead = seen + s, late + n, dead + d
     for state in recovery.states(f"{FLOW}.windows").values():
-        counts = counts_in(sets, state)
+        counts = counts_in(sets, state, lateness)
         used += counts.used
         duplicate += counts.duplicate
         conflict += counts.conflict

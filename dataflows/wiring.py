@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import asdict
+from contextlib import closing
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from dataflows.alignment import SLOTS
 from dataflows.announcing import Outlets
 from dataflows.buses import open_bus
 from dataflows.engine import STOP
 from dataflows.signal_flow import FLOW, OFFLINE_WRITERS, SignalPlan
-from dataflows.signal_source import SLOTS, SourcePlan
+from dataflows.signal_source import SourcePlan
 from operators.errors import ConfigError
+from stores.archive import open_archive
+from stores.archive_writer import ArchiveWriter, Background
 from stores.deadletters import open_dead_letters
 from stores.features import open_features, views_of
+from stores.forgotten import open_forgotten
+from stores.holding import open_holding
 from stores.offline import open_offline
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from dataflows.buses.kafka_monitor import KafkaMonitor
-    from dataflows.buses.port import WritableBus
+    from dataflows.buses.port import Bus, WritableBus
     from dataflows.config import Settings
     from dataflows.engine import Engine
     from operators.feature_sets import FeatureSets
+    from operators.forgotten import Forgotten
+    from stores.archive.port import Archive
     from stores.deadletters.port import DeadLetters
     from stores.features.port import Features
+    from stores.forgotten.port import ForgottenNames
+    from stores.holding.port import Holding
     from stores.offline.port import OfflineStore
 
 
@@ -88,21 +98,53 @@ def kafka_properties(settings: Settings) -> dict[str, str]:
 
 def offline_of(settings: Settings) -> OfflineStore:
     """The store of the feature history. Raises ConfigError unless files can be written there."""
-    folder = settings.offline_data_path
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"OFFLINE_DATA_PATH `{folder}` cannot be written to: {error.strerror}; name a folder of this user's"
-        ) from error
+    _check_writable("OFFLINE_DATA_PATH", settings.offline_data_path)
     return open_offline(f"{settings.offline_format}:///{quote(str(settings.offline_data_path))}")
+
+
+def offline_to_read(settings: Settings) -> OfflineStore:
+    """The store of the feature history as it is; nothing is touched."""
+    return open_offline(f"{settings.offline_format}:///{quote(str(settings.offline_data_path))}")
+
+
+def archive_of(settings: Settings) -> Archive:
+    """The archive. Raises ConfigError unless files can be written there."""
+    _check_writable("ARCHIVE_PATH", settings.archive_path)
+    return archive_to_read(settings)
+
+
+def archive_to_read(settings: Settings) -> Archive:
+    """The archive as it is, which may not be there; nothing is touched."""
+    return open_archive(f"parquet:///{quote(str(settings.archive_path))}")
 
 
 def dead_letters_of(settings: Settings) -> DeadLetters:
     """The store of the dead letters: a file in their topic's folder on the bus."""
     return open_dead_letters(_sqlite(settings.bus_dir / settings.topic_dlq / "deadletters.db"))
+
+
+def holding_of(settings: Settings) -> Holding:
+    """The store of the held events: a file in the late topic's folder on the bus."""
+    return open_holding(_sqlite(settings.bus_dir / settings.topic_late / "holding.db"))
+
+
+def forgotten_path(settings: Settings) -> Path:
+    """Where it is kept what was forgotten: beside the topics, so that no lost recovery folder takes it away."""
+    return settings.bus_dir / "forgotten.db"
+
+
+def forgotten_of(settings: Settings) -> Forgotten | None:
+    """What was forgotten and must not come back; None if nothing was, and then nothing is made."""
+    path = forgotten_path(settings)
+    if not path.exists():
+        return None
+    with closing(open_forgotten(_sqlite(path))) as names:
+        return names.load()
+
+
+def forgotten_names_of(settings: Settings) -> ForgottenNames:
+    """The list of what was forgotten; made if it is not there."""
+    return open_forgotten(_sqlite(forgotten_path(settings)))
 
 
 def features_of(settings: Settings, sets: FeatureSets) -> Features | None:
@@ -127,17 +169,25 @@ def identity_of(settings: Settings, sets: FeatureSets) -> dict[str, object]:
         "EXACTLY_ONCE_SINK": settings.exactly_once_sink,
         "SIGNAL_SHARDS": settings.signal_shards,
         "WATERMARK_SECONDS": settings.watermark_seconds,
+        **_policy_of(settings),
         "slots": SLOTS,
         "writers": OFFLINE_WRITERS,
         "feature set": {f"`{s.name}` version {s.version}": asdict(s) for s in sets.sets},
     }
 
 
-def signal_plan(settings: Settings, sets: FeatureSets, engine: Engine, bus: WritableBus) -> SignalPlan:
-    """Open everything that the signal path is made of. bus: of all topics."""
-    monitor = monitor_of(settings, bus)
+def signal_plan(
+    settings: Settings, sets: FeatureSets, engine: Engine, bus: WritableBus, *, history: Bus | None = None
+) -> SignalPlan:
+    """Open everything that the signal path is made of.
+
+    bus: of all topics. history: what a run beside the others reads in its place; that run tells nobody anything.
+    """
+    monitor = None if history is not None else monitor_of(settings, bus)
+    if history is None and settings.kafka_brokers:
+        check_topic(bus, settings.topic_late)
     source = SourcePlan(
-        bus=bus,
+        bus=bus if history is None else history,
         topic=settings.topic_signals,
         sets=sets,
         max_future_us=settings.max_future_us,
@@ -149,9 +199,18 @@ def signal_plan(settings: Settings, sets: FeatureSets, engine: Engine, bus: Writ
         follow=settings.bus_follow,
         stop=STOP,
         epoch_s=engine.epoch_s if engine.workers > 1 else None,
+        lateness=settings.lateness,
+        holding=holding_of(settings) if settings.late_event_policy == "hold" else None,
+        forgotten=forgotten_of(settings),
     )
-    if settings.kafka_brokers:
-        check_topic(bus, settings.topic_late)
+    if settings.archive_signals:
+        archive, background = archive_of(settings), Background()
+
+        def open_writer(part: str, resume: bytes | None) -> ArchiveWriter:
+            name = f"{engine.lineage}.{part}"
+            return ArchiveWriter(archive, background, name, resume, durable=engine.durable)
+
+        source = replace(source, archive=open_writer)
     return SignalPlan(
         source=source,
         shards=settings.signal_shards,
@@ -160,11 +219,34 @@ def signal_plan(settings: Settings, sets: FeatureSets, engine: Engine, bus: Writ
         offline=offline_of(settings),
         features=features_of(settings, sets),
         dead_letters=dead_letters_of(settings),
-        outlets=outlets_of(settings, bus),
+        outlets=outlets_of(settings, bus) if history is None else None,
         lineage=engine.lineage,
         durable=engine.durable,
         staged=settings.exactly_once_sink,
+        beside=history is not None,
     )
+
+
+def _check_writable(name: str, folder: Path) -> None:
+    """Make the folder; raise ConfigError unless files can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{name} `{folder}` cannot be written to: {error.strerror}; name a folder of this user's"
+        ) from error
+
+
+def _policy_of(settings: Settings) -> dict[str, object]:
+    """The policy for late events and what belongs to it; nothing for the first one that there was."""
+    if settings.late_event_policy == "drop":
+        return {}
+    return {
+        "LATE_EVENT_POLICY": settings.late_event_policy,
+        "ALLOWED_LATENESS_SECONDS": settings.allowed_lateness_seconds,
+    }
 
 
 def _sqlite(path: Path) -> str:

@@ -115,6 +115,33 @@ def find_rows(
     return [(row, row_message(rows.batch, offset, row)) for row in found]
 
 
+def without_name(message: bytes, entity_id: str) -> bytes | None:
+    """The message without the rows of the entity, see `without_rows`; None if it has none, or cannot be read."""
+    try:
+        batch = read_stream(message)
+        column = batch.column("entity_id")
+        plain = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+        names = plain.cast(pa.large_string()).to_pylist()
+    except (SkippableError, KeyError, pa.ArrowException):
+        return None
+    rows = [row for row, name in enumerate(names) if name == entity_id]
+    return without_rows(message, rows) if rows else None
+
+
+def without_rows(message: bytes, rows: Sequence[int]) -> bytes:
+    """The message with nothing but nulls in these rows, so that the others keep their places."""
+    batch = read_stream(message)
+    places = np.arange(len(batch))
+    gone = np.isin(places, rows)
+    kept = pa.array(places, mask=gone)
+    plain = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in batch.columns]
+    found = pa.RecordBatch.from_arrays([column.take(kept) for column in plain], names=batch.schema.names)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, found.schema) as writer:
+        writer.write_batch(found)
+    return bytes(sink.getvalue())
+
+
 class _Room:
     """Columns for all signals of a chunk, filled from the front."""
 

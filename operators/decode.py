@@ -19,6 +19,7 @@ from operators.arrow_rows import ArrowRows, read_rows
 from operators.compiled import kernel
 from operators.errors import DecodeError, SkippableError
 from operators.feature_sets import FeatureSets
+from operators.forgotten import Forgotten
 from operators.json_lane import hash_entities, read_messages
 from operators.lane_tables import Columns, Sources
 from operators.message_headers import explained, trace_of
@@ -37,8 +38,14 @@ class Decoder:
     A pure function of the chunk: a decoder keeps nothing between calls, and threads may share it.
     """
 
-    def __init__(self, sets: FeatureSets, *, event_bytes_max: int = EVENT_BYTES_MAX) -> None:
-        """Decode the payload fields of `sets`; a message over `event_bytes_max` bytes is refused unread."""
+    def __init__(
+        self, sets: FeatureSets, *, event_bytes_max: int = EVENT_BYTES_MAX, forgotten: Forgotten | None = None
+    ) -> None:
+        """Decode the payload fields of `sets`; a message over `event_bytes_max` bytes is refused unread.
+
+        forgotten: whose signals are refused, and not even kept as rejects.
+        """
+        self._forgotten = forgotten
         self._sets = sets
         self._fields = sets.fields
         self._event_bytes_max = event_bytes_max
@@ -58,7 +65,8 @@ class Decoder:
             columns = _with_entities(columns, judged)
             self._place(judged, columns, masks)
         decoded = _assemble(chunk, columns, masks, judged)
-        return with_rows(decoded, judged.opened, chunk) if judged.opened else decoded
+        decoded = with_rows(decoded, judged.opened, chunk) if judged.opened else decoded
+        return decoded if self._forgotten is None else self._forgotten.taken_out(decoded)
 
     def _read_plain(self, chunk: RawChunk) -> tuple[Columns, NDArray[np.uint64], NDArray[np.int64]]:
         """Columns and masks with a row a message, as far as the fast lane takes them, and those it leaves."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import orjson
@@ -20,14 +20,15 @@ SOURCE = "/headrace/signals"
 TYPE = "headrace.features_emitted"
 
 _DAY_US = 86_400_000_000
-_ENTITY_MAX = 6
-"""Bytes that one of an entity_id may become in JSON."""
+_ESCAPED_MAX = 6
+"""Bytes that one of a text may become in JSON."""
 
 _ENTITY_TIMES = 3
-_FIXED_BYTES = 3 * 27 + 3 * 20 + 32
-"""Times, integers and the hash of a row."""
+_FIXED_BYTES = 4 * 27 + 3 * 20 + 2 * 34 + 4 + 5
+"""Times, integers, hashes and words of a row."""
 
 _HEX = np.frombuffer(b"0123456789abcdef", np.uint8)
+_NULL, _TRUE, _FALSE = (np.frombuffer(word, np.uint8) for word in (b"null", b"true", b"false"))
 _QUOTE, _BACKSLASH, _COMMA, _POINT = (ord(c) for c in '"\\,.')
 
 
@@ -121,8 +122,36 @@ def _put_values(out, at, names, name_ends, counts, values, read):  # type: ignor
 
 
 @njit(cache=True, nogil=True)
-def _lay_events(parts, part_ends, entities, entity_ends, numbers, hashes, names, name_ends, counts, values, out):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
-    """Write all events end to end; return where each ends. numbers: start, event time, revision, created at."""
+def _put_hex(out, at, data):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    for byte in data:
+        out[at] = _HEX[byte >> 4]
+        out[at + 1] = _HEX[byte & 15]
+        at += 2
+    return at
+
+
+@njit(cache=True, nogil=True)
+def _put_more(out, at, p, more, i):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    """What revisions have, each with its quotes, or null."""
+    if p == 13:  # a place in _parts
+        return _put(out, at, _TRUE if more.retracted[i] else _FALSE)
+    if not (more.replaces[i] if p == 11 else more.caused[i]):  # as above
+        return _put(out, at, _NULL)
+    out[at] = _QUOTE
+    if p == 11:  # as above
+        at = _put_hex(out, at + 1, more.supersedes[i])
+    else:
+        at = _put_escaped(out, at + 1, more.causes[more.cause_ends[i] : more.cause_ends[i + 1]])
+    out[at] = _QUOTE
+    return at + 1
+
+
+@njit(cache=True, nogil=True)
+def _lay_events(parts, part_ends, entities, entity_ends, numbers, hashes, more, names, name_ends, counts, values, out):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    """Write all events end to end; return where each ends.
+
+    numbers: window start, event time, revision, created at, known at.
+    """
     ends = np.empty(numbers.shape[1], np.int64)
     at = 0
     read = 2  # past [[
@@ -136,19 +165,29 @@ def _lay_events(parts, part_ends, entities, entity_ends, numbers, hashes, names,
                 at = _put_integer(out, at, numbers[1, i])
             elif p in (2, 8):
                 at = _put_integer(out, at, numbers[2, i])
-            elif p == 3:  # a place in _parts
-                at = _put_time(out, at, numbers[3, i])
+            elif p in (3, 10):  # a place in _parts
+                at = _put_time(out, at, numbers[3 if p == 3 else 4, i])
             elif p in (6, 7):
                 at = _put_time(out, at, numbers[p - 6, i])
             elif p == 9:  # as above
-                for byte in hashes[i]:
-                    out[at] = _HEX[byte >> 4]
-                    out[at + 1] = _HEX[byte & 15]
-                    at += 2
-            elif p == 10:  # as above
+                at = _put_hex(out, at, hashes[i])
+            elif p in (11, 12, 13):
+                at = _put_more(out, at, p, more, i)
+            elif p == 14:  # as above
                 at, read = _put_values(out, at, names, name_ends, counts, values, read)
         ends[i] = at
     return ends
+
+
+class _More(NamedTuple):
+    """What revisions have, a line a row; text as in SignalBatch."""
+
+    supersedes: NDArray[np.uint8]
+    replaces: NDArray[np.bool_]
+    causes: NDArray[np.uint8]
+    cause_ends: NDArray[np.int64]
+    caused: NDArray[np.bool_]
+    retracted: NDArray[np.bool_]
 
 
 def feature_events(table: pa.Table, declared: FeatureSet, spec: WindowSpec) -> list[Message]:
@@ -160,27 +199,53 @@ def feature_events(table: pa.Table, declared: FeatureSet, spec: WindowSpec) -> l
     n = len(table)
     if n == 0:
         return []
-    entity = table.column("entity_id").combine_chunks().cast(pa.large_string())
-    entity = entity if isinstance(entity, pa.Array) else entity.combine_chunks()
-    entity_ends = np.frombuffer(entity.buffers()[1], np.int64)[entity.offset : entity.offset + n + 1]
-    entities = np.frombuffer(entity.buffers()[2] or b"", np.uint8)
-    numbers = np.empty((4, n), np.int64)
-    for line, name in zip(numbers, ("window_start", "event_time", "revision", "created_at"), strict=True):
+    entities, entity_ends = _texts(table.column("entity_id"))
+    numbers = np.empty((5, n), np.int64)
+    for line, name in zip(numbers, ("window_start", "event_time", "revision", "created_at", "known_at"), strict=True):
         line[:] = table.column(name).cast(pa.int64()).to_numpy()
-    hashes = np.frombuffer(b"".join(table.column("content_hash").to_pylist()), np.uint8).reshape(n, 16)
-    values = _values(table, declared)
+    hashes, more, values = _hashes(table.column("content_hash")), _more(table), _values(table, declared)
     parts, part_ends = _joined(_parts(declared, spec))
     names, name_ends = _joined([b"," + orjson.dumps(c) + b":" for c in declared.columns])
     size = n * (len(parts) + len(names) + _FIXED_BYTES) + len(values)
-    size += _ENTITY_TIMES * _ENTITY_MAX * int(entity_ends[-1] - entity_ends[0])
+    size += _ESCAPED_MAX * (_ENTITY_TIMES * int(entity_ends[-1] - entity_ends[0]) + len(more.causes))
     out = np.empty(size, np.uint8)
     counts = np.array([c.endswith("__count") for c in declared.columns])
-    laid = (parts, part_ends, entities, entity_ends, numbers, hashes, names, name_ends[1:], counts, values, out)
+    laid = (parts, part_ends, entities, entity_ends, numbers, hashes, more, names, name_ends[1:], counts, values, out)
     ends = _lay_events(*laid)
     whole = out[: ends[-1]].tobytes()
     keys = entities.tobytes()
     spans = zip(pairwise([0, *ends.tolist()]), pairwise(entity_ends.tolist()), strict=True)
     return [Message(whole[a:b], keys[c:d], STRUCTURED) for (a, b), (c, d) in spans]
+
+
+def _more(table: pa.Table) -> _More:
+    supersedes, cause = table.column("supersedes"), table.column("cause")
+    causes, cause_ends = _texts(cause)
+    return _More(
+        _hashes(supersedes),
+        supersedes.is_valid().to_numpy(),
+        causes,
+        cause_ends,
+        cause.is_valid().to_numpy(),
+        table.column("retracted").to_numpy(),
+    )
+
+
+def _texts(column: pa.ChunkedArray) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """UTF-8 bytes, and int64 (n + 1,), where each text begins and the last one ends; null is empty."""
+    texts = column.combine_chunks().cast(pa.large_string())
+    texts = texts if isinstance(texts, pa.Array) else texts.combine_chunks()
+    ends = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    return np.frombuffer(texts.buffers()[2] or b"", np.uint8), ends
+
+
+def _hashes(column: pa.ChunkedArray) -> NDArray[np.uint8]:
+    """Hashes, uint8 (n, 16); zeros for null."""
+    if column.null_count == len(column):
+        data = bytes(16 * len(column))
+    else:
+        data = b"".join(value or bytes(16) for value in column.to_pylist())
+    return np.frombuffer(data, np.uint8).reshape(-1, 16)
 
 
 def _values(table: pa.Table, declared: FeatureSet) -> NDArray[np.uint8]:
@@ -209,7 +274,11 @@ def _parts(declared: FeatureSet, spec: WindowSpec) -> list[bytes]:
         '","event_time":"',
         f'","window":"{window}","feature_set":"{name}","version":{declared.version},"revision":',
         ',"content_hash":"',
-        '"',
+        '","known_at":"',
+        '","supersedes":',
+        ',"cause":',
+        ',"retracted":',
+        "",
         "}}",
     )
     return [text.encode() for text in texts]

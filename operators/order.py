@@ -17,6 +17,9 @@ from operators.window_loops import NEVER, Ordered
 _SHIFTS_PER_EVENT = 8
 """Insertion sort suits nearly sorted events; past this many shifts an event a full sort is cheaper."""
 
+NOT_ASKED = np.empty(0, np.uint8)
+"""Stands for the fates of events that nobody wants to know."""
+
 
 class Pending(NamedTuple):
     """Events that wait for the watermark, or are ready to apply, in the order of arrival.
@@ -103,8 +106,8 @@ def _by_entity(entity, entities):  # type: ignore[no-untyped-def]  # numba infer
 
 
 @njit
-def _dedupe(e, order, winner):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
-    """Mark the last of each run of equal keys in winner; return (duplicates, conflicts)."""
+def _dedupe(e, order, winner, fate):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    """Mark the last of each run of equal keys in winner; return (duplicates, conflicts). fate: of `Fate`, or empty."""
     duplicates = 0
     conflicts = 0
     last = order.shape[0] - 1
@@ -117,13 +120,17 @@ def _dedupe(e, order, winner):  # type: ignore[no-untyped-def]  # numba infers t
             winner[i] = True
         elif _same_content(e, mine, newest):
             duplicates += 1
+            if fate.shape[0]:
+                fate[mine] = 1
         else:
             conflicts += 1
+            if fate.shape[0]:
+                fate[mine] = 2
     return duplicates, conflicts
 
 
 @njit(cache=True, nogil=True)
-def _ordered(e, rank, entities):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+def _ordered(e, rank, entities, fate):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
     order, start = _by_entity(e.entity, entities)
     winner = np.zeros(order.shape[0], np.bool_)
     duplicates = 0
@@ -135,7 +142,7 @@ def _ordered(e, rank, entities):  # type: ignore[no-untyped-def]  # numba infers
         groups += 1
         mine = order[start[s] : start[s + 1]]
         _sort_entity(e, rank, mine)
-        d, c = _dedupe(e, mine, winner[start[s] : start[s + 1]])
+        d, c = _dedupe(e, mine, winner[start[s] : start[s + 1]], fate)
         duplicates += d
         conflicts += c
     used = order.shape[0] - duplicates - conflicts
@@ -164,13 +171,16 @@ def _ordered(e, rank, entities):  # type: ignore[no-untyped-def]  # numba infers
     return group_entity, group_start, times, sets, values, duplicates, conflicts
 
 
-def in_order(events: Pending, rank: NDArray[np.int64], entities: int) -> tuple[Ordered, int, int]:
+def in_order(
+    events: Pending, rank: NDArray[np.int64], entities: int, fate: NDArray[np.uint8] = NOT_ASKED
+) -> tuple[Ordered, int, int]:
     """Return the events in the order of application, and the numbers of duplicates and conflicts.
 
     rank: int64 (partitions,), place of each partition's name in sorted order: the position in the log
     of two partitions' events is (name, offset). entities: number of entities in the shard.
+    fate: uint8 (n,) of zeros, in which duplicates and conflicts are marked as `operators.verdicts.Fate` says.
     """
-    *columns, duplicates, conflicts = _ordered(events, rank, entities)
+    *columns, duplicates, conflicts = _ordered(events, rank, entities, fate)
     return Ordered(*columns), int(duplicates), int(conflicts)
 
 
@@ -183,7 +193,8 @@ class Waiting(NamedTuple):
 
 
 @njit(inline="always")
-def _copy(e, i, out, j):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+def copy_event(e, i, out, j):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    """Copy event i of Pending to place j of another."""
     out.entity[j] = e.entity[i]
     out.event_time[j] = e.event_time[i]
     out.sequence[j] = e.sequence[i]
@@ -203,10 +214,10 @@ def _take(e, below, ready, at, rest):  # type: ignore[no-untyped-def]  # numba i
     for i in range(e.event_time.shape[0]):
         t = e.event_time[i]
         if t < below:
-            _copy(e, i, ready, at)
+            copy_event(e, i, ready, at)
             at += 1
         else:
-            _copy(e, i, rest, left)
+            copy_event(e, i, rest, left)
             left += 1
             oldest = min(oldest, t)
             newest = max(newest, t)
@@ -246,6 +257,23 @@ def room(events: int, fields: int) -> Pending:
 def concatenate(parts: list[Pending]) -> Pending:
     """Return the parts, at least one, joined end to end."""
     return parts[0] if len(parts) == 1 else Pending(*(np.concatenate(c) for c in zip(*parts, strict=True)))
+
+
+def chosen(e: Pending, pick: NDArray[np.int64] | NDArray[np.bool_]) -> Pending:
+    """Return some of the events, in columns of their own."""
+    columns = (e.entity[pick], e.event_time[pick], e.sequence[pick], e.partition[pick], e.offset[pick])
+    return Pending(*columns, e.sets[pick], e.values[pick])
+
+
+def cut_at(events: Pending | None, time: int) -> tuple[Pending | None, Pending | None]:
+    """Return the events before that time and the others; None for no events."""
+    if events is None:
+        return None, None
+    before = events.event_time < time
+    count = int(np.count_nonzero(before))
+    if count in (0, len(before)):
+        return (events, None) if count else (None, events)
+    return chosen(events, before), chosen(events, ~before)
 
 
 def merge(parts: list[Waiting]) -> Waiting:

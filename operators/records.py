@@ -135,6 +135,25 @@ class Decoded:
 
 
 @dataclass(frozen=True, slots=True)
+class Revisions:
+    """What corrected rows have beside their values, one array a column, all of length n.
+
+    revision: int32 (n,), 0 for a row that was not there before. known_at: int64 (n,), microseconds, the event
+    time from which on the row counts. supersedes: uint64 (n, 2), content hash of the revision replaced, where
+    replaces: bool (n,) is set. retracted: bool (n,), the row is no more. cause_data, cause_offsets: text of
+    n causes, as entities in SignalBatch; an empty one is null.
+    """
+
+    revision: NDArray[np.int32]
+    known_at: NDArray[np.int64]
+    supersedes: NDArray[np.uint64]
+    replaces: NDArray[np.bool_]
+    retracted: NDArray[np.bool_]
+    cause_data: NDArray[np.uint8]
+    cause_offsets: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
 class RowBlock:
     """Closed windows of one feature set, as rows.
 
@@ -144,6 +163,9 @@ class RowBlock:
         window_start and event_time, which is the window's end.
     values: float64 (n, fields * statistics), C order: of each field of the set all STATISTICS, asked for or
         not; NaN is null.
+    revisions: of corrected rows; None for rows of windows that closed when their time came: these are revision 0,
+        known at their event_time.
+    hashes: uint64 (n, 2), content hashes where they are known already; None where not.
     """
 
     set_index: int
@@ -151,6 +173,8 @@ class RowBlock:
     entity_offsets: NDArray[np.int64]
     place: NDArray[np.int64]
     values: NDArray[np.float64]
+    revisions: Revisions | None = None
+    hashes: NDArray[np.uint64] | None = None
 
     def __len__(self) -> int:
         """Rows in the block."""
@@ -184,6 +208,10 @@ def feature_row_schema(feature_set: FeatureSet) -> pa.Schema:
     `window` and `date` are not columns of a file: they are keys of its path, which hive-aware
     readers add; a file that held `window` as well could not be read by `pyarrow.parquet.read_table`.
     Value columns are null where undefined; `count` columns never are.
+
+    A row is known by (entity_id, event_time) in its partition; readers take its highest revision, and drop it if
+    that is `retracted`. known_at: the event time from which on a revision counts, so that a filter on it gives the
+    rows as they were known then. supersedes: content_hash of the revision before. cause: what made a revision.
     """
     fields = [
         pa.field("entity_id", pa.string(), nullable=False),
@@ -193,6 +221,10 @@ def feature_row_schema(feature_set: FeatureSet) -> pa.Schema:
         pa.field("version", pa.int32(), nullable=False),
         pa.field("revision", pa.int32(), nullable=False),
         pa.field("created_at", TIMESTAMP, nullable=False),
+        pa.field("known_at", TIMESTAMP, nullable=False),
+        pa.field("supersedes", pa.binary(16), nullable=True),
+        pa.field("cause", pa.string(), nullable=True),
+        pa.field("retracted", pa.bool_(), nullable=False),
         pa.field("content_hash", pa.binary(16), nullable=False),
     ]
     for column in feature_set.columns:

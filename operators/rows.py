@@ -14,6 +14,7 @@ from operators.entities import gather_bytes
 from operators.feature_sets import STATISTICS, FeatureSet, WindowSpec
 from operators.hashes import murmur3_bytes, murmur3_words, word_at
 from operators.records import TIMESTAMP, RowBlock, feature_row_schema
+from operators.revisions import column, join_revisions, revision_columns, slice_revisions, take_revisions
 from operators.window_loops import ROW_END, ROW_SPEC, ROW_START
 
 if TYPE_CHECKING:
@@ -25,8 +26,35 @@ _NULL_BITS = np.uint64(0x7FF8000000000000)
 
 
 @njit(cache=True, nogil=True)
+def _hash_rows(headers, data, offsets, place, values, columns, hashes):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    """Write the content hash of row i to hashes[i]."""
+    width = columns.shape[0]
+    longest = 0
+    for i in range(place.shape[0]):
+        longest = max(longest, offsets[i + 1] - offsets[i])
+    words = np.empty(4 + width + (longest + 7) // 8, np.uint64)
+    bits = values.view(np.uint64)
+    for i in range(place.shape[0]):
+        begin = offsets[i]
+        length = offsets[i + 1] - begin
+        words[0] = headers[place[i, ROW_SPEC], 0]
+        words[1] = headers[place[i, ROW_SPEC], 1]
+        words[2] = np.uint64(place[i, ROW_START])
+        words[3] = np.uint64(place[i, ROW_END])
+        for c in range(width):
+            x = values[i, columns[c]]
+            words[4 + c] = bits[i, columns[c]] if x == x else _NULL_BITS  # noqa: PLR0124  # NaN, the null of these columns
+        for w in range((length + 7) // 8):
+            words[4 + width + w] = word_at(data, begin + 8 * w, min(8, length - 8 * w))
+        hashes[i, 0], hashes[i, 1] = murmur3_words(words, 32 + 8 * width + length)
+
+
+@njit(cache=True, nogil=True)
 def _lay_rows(headers, data, offsets, place, values, columns, counts, to, names, ends, times, hashes, out, valid):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
-    """Write row i to line `to[i]` of names, times, hashes, columns and validity bits, in one pass."""
+    """Write row i to line `to[i]` of names, times, hashes, columns and validity bits, in one pass.
+
+    Without headers the hashes are known already and are left alone.
+    """
     width = columns.shape[0]
     longest = 0
     for i in range(place.shape[0]):
@@ -34,12 +62,14 @@ def _lay_rows(headers, data, offsets, place, values, columns, counts, to, names,
     words = np.empty(4 + width + (longest + 7) // 8, np.uint64)
     bits = values.view(np.uint64)
     whole = out.view(np.int64)
+    hashed = headers.shape[0] > 0
     for i in range(place.shape[0]):
         row = to[i]
         begin = offsets[i]
         length = offsets[i + 1] - begin
-        words[0] = headers[place[i, ROW_SPEC], 0]
-        words[1] = headers[place[i, ROW_SPEC], 1]
+        if hashed:
+            words[0] = headers[place[i, ROW_SPEC], 0]
+            words[1] = headers[place[i, ROW_SPEC], 1]
         words[2] = np.uint64(place[i, ROW_START])
         words[3] = np.uint64(place[i, ROW_END])
         times[0, row] = place[i, ROW_START]
@@ -55,12 +85,13 @@ def _lay_rows(headers, data, offsets, place, values, columns, counts, to, names,
                 whole[c, row] = np.int64(x)
             else:
                 out[c, row] = x
-        for w in range((length + 7) // 8):
-            words[4 + width + w] = word_at(data, begin + 8 * w, min(8, length - 8 * w))
         at = ends[row]
         for b in range(length):
             names[at + b] = data[begin + b]
-        hashes[row, 0], hashes[row, 1] = murmur3_words(words, 32 + 8 * width + length)
+        if hashed:
+            for w in range((length + 7) // 8):
+                words[4 + width + w] = word_at(data, begin + 8 * w, min(8, length - 8 * w))
+            hashes[row, 0], hashes[row, 1] = murmur3_words(words, 32 + 8 * width + length)
 
 
 @njit(cache=True, nogil=True)
@@ -126,7 +157,7 @@ def _lay(blocks: Sequence[RowBlock], declared: FeatureSet, to: NDArray[np.int64]
     np.cumsum(sizes, out=ends[1:])
     columns, counts = _chosen(declared)
     width = len(columns)
-    headers = np.frombuffer(b"".join(hash_header(declared, w) for w in declared.windows), "<u8").reshape(-1, 2)
+    headers = _headers(declared)
     lines = _Lines(
         np.empty(ends[-1], np.uint8),
         ends,
@@ -138,9 +169,16 @@ def _lay(blocks: Sequence[RowBlock], declared: FeatureSet, to: NDArray[np.int64]
     done = 0
     for b in blocks:
         part = to[done : done + len(b)]
-        _lay_rows(headers, b.entity_data, b.entity_offsets, b.place, b.values, columns, counts, part, *lines)
+        if b.hashes is not None:
+            lines.hashes[part] = b.hashes
+        asked = headers if b.hashes is None else headers[:0]
+        _lay_rows(asked, b.entity_data, b.entity_offsets, b.place, b.values, columns, counts, part, *lines)
         done += len(b)
     return lines
+
+
+def _headers(declared: FeatureSet) -> NDArray[np.uint64]:
+    return np.frombuffer(b"".join(hash_header(declared, w) for w in declared.windows), "<u8").reshape(-1, 2)
 
 
 def _chosen(declared: FeatureSet) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -163,8 +201,8 @@ def hash_table(table: pa.Table, declared: FeatureSet, spec: WindowSpec) -> NDArr
         table.column(c).cast(pa.int64()).to_numpy() for c in ("window_start", "event_time")
     )
     values = np.full((n, len(declared.fields) * len(STATISTICS)), np.nan)
-    for name, column in zip(declared.columns, _chosen(declared)[0], strict=True):
-        values[:, column] = table.column(name).cast(pa.float64()).to_numpy()
+    for name, place_of in zip(declared.columns, _chosen(declared)[0], strict=True):
+        values[:, place_of] = table.column(name).cast(pa.float64()).to_numpy()
     block = RowBlock(0, data, offsets, place, values)
     return _hash_bytes(_lay([block], declared, np.arange(n)).hashes)
 
@@ -176,8 +214,8 @@ def _hash_bytes(hashes: NDArray[np.uint64]) -> NDArray[np.uint8]:
 def to_tables(blocks: Sequence[RowBlock], declared: FeatureSet) -> Iterator[tuple[int, str, pa.Table]]:
     """Yield the rows of one set's blocks as (index of the window spec, UTC date of event_time, table).
 
-    The tables have `feature_row_schema(declared)`, revision 0; rows of one spec and date stand as they
-    came. Of many rows a spec and date come more than once.
+    The tables have `feature_row_schema(declared)`; rows of one spec and date stand as they came. Of many
+    rows a spec and date come more than once.
     """
     for some in _batches(blocks):
         place = np.concatenate([b.place for b in some])
@@ -185,7 +223,7 @@ def to_tables(blocks: Sequence[RowBlock], declared: FeatureSet) -> Iterator[tupl
         days = day[:1] if day.min() == day.max() else np.unique(day)
         group = place[:, ROW_SPEC] * len(days) + np.searchsorted(days, day)
         to, start = _in_groups(group, len(declared.windows) * len(days))
-        table = _table(_lay(some, declared, to), declared)
+        table = _table(some, declared, to)
         for index, (begin, end) in enumerate(pairwise(start.tolist())):
             if begin < end:
                 spec, at = divmod(index, len(days))
@@ -210,32 +248,41 @@ def _batches(blocks: Sequence[RowBlock]) -> Iterator[list[RowBlock]]:
 
 def _slice(block: RowBlock, begin: int, end: int) -> RowBlock:
     offsets = block.entity_offsets[begin : end + 1]
-    return RowBlock(block.set_index, block.entity_data, offsets, block.place[begin:end], block.values[begin:end])
+    revisions = None if block.revisions is None else slice_revisions(block.revisions, begin, end)
+    place, values = block.place[begin:end], block.values[begin:end]
+    hashes = None if block.hashes is None else block.hashes[begin:end]
+    return RowBlock(block.set_index, block.entity_data, offsets, place, values, revisions, hashes)
 
 
-def _table(lines: _Lines, declared: FeatureSet) -> pa.Table:
-    n = len(lines.hashes)
-    start, end = (_column(TIMESTAMP, t) for t in lines.times)
+def _table(blocks: Sequence[RowBlock], declared: FeatureSet, to: NDArray[np.int64]) -> pa.Table:
+    lines = _lay(blocks, declared, to)
+    n = len(to)
+    start, end = (column(TIMESTAMP, t) for t in lines.times)
+    revision, *restated = revision_columns(blocks, to, lines.times[1])
     columns: list[pa.Array] = [
         pa.StringArray.from_buffers(n, pa.py_buffer(lines.ends), pa.py_buffer(lines.names)),
         start,
         end,
         pa.repeat(declared.name, n),
         pa.repeat(pa.scalar(declared.version, pa.int32()), n),
-        pa.repeat(pa.scalar(0, pa.int32()), n),
-        end,
-        pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), n, [None, pa.py_buffer(_hash_bytes(lines.hashes))]),
+        revision,
+        *restated,
+        column(pa.binary(16), lines.hashes),
     ]
-    for name, column, bitmap in zip(declared.columns, lines.values, lines.valid, strict=True):
+    for name, values, bitmap in zip(declared.columns, lines.values, lines.valid, strict=True):
         counted = name.endswith("__count")
-        columns.append(_column(pa.int64(), column) if counted else _column(pa.float64(), column, bitmap))
+        columns.append(column(pa.int64(), values) if counted else column(pa.float64(), values, bitmap))
     return pa.Table.from_arrays(columns, schema=feature_row_schema(declared))
 
 
-def _column(kind: pa.DataType, values: NDArray[np.generic], valid: NDArray[np.uint8] | None = None) -> pa.Array:
-    """An Arrow column over the arrays, nothing copied. pa.array would do too, but imports pandas first."""
-    bitmap = None if valid is None else pa.py_buffer(valid)
-    return pa.Array.from_buffers(kind, len(values), [bitmap, pa.py_buffer(values)])
+def content_hashes(block: RowBlock, declared: FeatureSet) -> NDArray[np.uint64]:
+    """Return the content hash of each row, uint64 (n, 2); see `_lay`."""
+    if block.hashes is not None:
+        return block.hashes
+    hashes = np.empty((len(block), 2), np.uint64)
+    columns, _ = _chosen(declared)
+    _hash_rows(_headers(declared), block.entity_data, block.entity_offsets, block.place, block.values, columns, hashes)
+    return hashes
 
 
 def closed_by_spec(block: RowBlock, declared: FeatureSet) -> NDArray[np.int64]:
@@ -251,19 +298,32 @@ def join(blocks: Sequence[RowBlock]) -> RowBlock:
     data = [b.entity_data[b.entity_offsets[0] : b.entity_offsets[-1]] for b in blocks]
     offsets = np.concatenate([np.zeros(1, np.int64), *(np.diff(b.entity_offsets) for b in blocks)])
     place, values = (np.concatenate(c) for c in zip(*((b.place, b.values) for b in blocks), strict=True))
-    return RowBlock(blocks[0].set_index, np.concatenate(data), np.cumsum(offsets), place, values)
+    revisions = join_revisions(blocks)
+    return RowBlock(blocks[0].set_index, np.concatenate(data), np.cumsum(offsets), place, values, revisions)
 
 
 def newest(blocks: Sequence[RowBlock]) -> RowBlock:
-    """Keep, of the blocks of one set, the row with the highest event_time of each window spec and entity."""
+    """Keep, of the blocks of one set, the newest row of each window spec and entity.
+
+    That is the one with the highest event_time, then revision, of those that are not retracted.
+    """
     rows = join(blocks)
     names = pa.LargeStringArray.from_buffers(
         len(rows), pa.py_buffer(rows.entity_offsets), pa.py_buffer(rows.entity_data)
     )
     entity = names.dictionary_encode().indices.to_numpy()
     spec = rows.place[:, ROW_SPEC]
-    order = np.lexsort((rows.place[:, ROW_END], spec, entity))
-    last = np.append((np.diff(entity[order]) != 0) | (np.diff(spec[order]) != 0), True)
-    pick = np.sort(order[last])
+    revised = rows.revisions
+    keys = (rows.place[:, ROW_END], spec, entity)
+    order = np.lexsort(keys if revised is None else (revised.revision, *keys))
+    if revised is not None:
+        order = order[~revised.retracted[order]]
+    last = np.append((np.diff(entity[order]) != 0) | (np.diff(spec[order]) != 0), True)[: len(order)]
+    return take_rows(rows, np.sort(order[last]))
+
+
+def take_rows(rows: RowBlock, pick: NDArray[np.int64]) -> RowBlock:
+    """Return the rows `pick` (int64 (m,)) of a block, as a block of its own arrays."""
     data, offsets = gather_bytes(rows.entity_data, rows.entity_offsets, pick)
-    return RowBlock(rows.set_index, data, offsets, rows.place[pick], rows.values[pick])
+    revisions = None if rows.revisions is None else take_revisions(rows.revisions, pick)
+    return RowBlock(rows.set_index, data, offsets, rows.place[pick], rows.values[pick], revisions)

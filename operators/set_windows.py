@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from copy import copy
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -29,12 +30,24 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from operators.entities import Entities
     from operators.feature_sets import FeatureSet
 
 _ROOM = 1 << 13
 _ENTITIES_MIN = 64
 _PACKED = ("open", "floats", "ints", "open_floats", "open_ints")
+
+
+class Names(Protocol):
+    """Whose windows they are: an index → an entity_id, a column at a time."""
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        ...
+
+    def gather(self, index: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Return the column (data, offsets) of the ids at `index`."""
+        ...
 
 
 class SetWindows:
@@ -52,7 +65,7 @@ class SetWindows:
         )
         self._room = _room(self._plan, _ROOM)
 
-    def apply(self, events: Ordered, entities: Entities) -> Iterator[RowBlock]:
+    def apply(self, events: Ordered, entities: Names) -> Iterator[RowBlock]:
         """Take events in order; yield the windows that they close."""
         self._grow(entities.count)
         group = 0
@@ -63,7 +76,7 @@ class SetWindows:
             if group < len(events.entity):
                 self._make_room(need)
 
-    def close(self, watermark: int, entities: Entities) -> tuple[list[RowBlock], int]:
+    def close(self, watermark: int, entities: Names) -> tuple[list[RowBlock], int]:
         """Close every window with end <= watermark; return them, and the end that closes next or NEVER."""
         blocks: list[RowBlock] = []
         entity, due = 0, NEVER
@@ -88,7 +101,11 @@ class SetWindows:
 
     def pack(self, entities: int) -> dict[str, NDArray[np.generic]]:
         """The state of the first `entities` as arrays; of one without open windows only what outlives them."""
-        floats, ints = self._state.floats[:entities], self._state.ints[:entities]
+        return self.pack_lines(SetState(self._state.floats[:entities], self._state.ints[:entities]))
+
+    def pack_lines(self, state: SetState) -> dict[str, NDArray[np.generic]]:
+        """The same of any state of this set."""
+        floats, ints = state
         is_open = ints[:, NEXT_END] != NEVER
         (lasting, passing), (lasting_ints, passing_ints) = _lasting(self._plan)
         open_floats, open_ints = floats[is_open], ints[is_open]
@@ -103,28 +120,69 @@ class SetWindows:
 
     def unpack(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         """Take the state that `pack` gave."""
+        self._state = self.unpack_lines(arrays)
+
+    def unpack_lines(self, arrays: Mapping[str, NDArray[np.generic]]) -> SetState:
+        """The state that `pack_lines` was given."""
         is_open, floats, ints, open_floats, open_ints = (arrays[name] for name in _PACKED)
         (lasting, passing), (lasting_ints, passing_ints) = _lasting(self._plan)
-        self._state = _empty_state(self._plan, len(is_open))
-        self._state.floats[:, lasting] = floats
-        self._state.ints[:, lasting_ints] = ints
+        state = _empty_state(self._plan, len(is_open))
+        state.floats[:, lasting] = floats
+        state.ints[:, lasting_ints] = ints
         opened = np.flatnonzero(is_open)[:, None]
-        self._state.floats[opened, passing] = open_floats
-        self._state.ints[opened, passing_ints] = open_ints
+        state.floats[opened, passing] = open_floats
+        state.ints[opened, passing_ints] = open_ints
+        return state
+
+    def fork(self, entities: int) -> SetWindows:
+        """Windows of the same set for so many entities of which nothing is known; not to be used at the same time."""
+        other = copy(self)
+        other._state = _empty_state(self._plan, entities)  # noqa: SLF001  # one of its own kind
+        return other
+
+    def lines(self, entities: int) -> SetState:
+        """A copy of the state of the first `entities`."""
+        self._grow(entities)
+        return SetState(self._state.floats[:entities].copy(), self._state.ints[:entities].copy())
+
+    def put(self, index: NDArray[np.int64], source: SetState, where: NDArray[np.int64]) -> int:
+        """Take the lines `where` of the source for the entities `index`; return the end that closes next, or NEVER."""
+        self._grow(int(index.max(initial=-1)) + 1)
+        ints = source.ints[where]
+        self._state.floats[index] = source.floats[where]
+        self._state.ints[index] = ints
+        return int(ints[:, NEXT_END].min(initial=NEVER))
+
+    @property
+    def state(self) -> SetState:
+        """The state as it is, not a copy."""
+        return self._state
+
+    @property
+    def line_bytes(self) -> int:
+        """Bytes of one entity's state."""
+        return 8 * (self._plan.floats + self._plan.ints)
+
+    def grown(self, state: SetState, entities: int) -> SetState:
+        """The state with lines for so many entities at least."""
+        have = len(state.ints)
+        if have >= entities:
+            return state
+        grown = _empty_state(self._plan, entities)
+        grown.floats[:have] = state.floats
+        grown.ints[:have] = state.ints
+        return grown
 
     def _grow(self, entities: int) -> None:
         have = len(self._state.ints)
         if have < entities:
-            grown = _empty_state(self._plan, max(_ENTITIES_MIN, 2 * have, entities))
-            grown.floats[:have] = self._state.floats
-            grown.ints[:have] = self._state.ints
-            self._state = grown
+            self._state = self.grown(self._state, max(_ENTITIES_MIN, 2 * have, entities))
 
     def _make_room(self, rows: int) -> None:
         if rows > len(self._room.place):
             self._room = _room(self._plan, rows)
 
-    def _blocks(self, room: RowBuffer, count: int, entities: Entities) -> Iterator[RowBlock]:
+    def _blocks(self, room: RowBuffer, count: int, entities: Names) -> Iterator[RowBlock]:
         """Take the rows out of the buffer, or the buffer itself where they fill most of it."""
         if count > 0:
             place, values = room.place[:count], room.values[:count]

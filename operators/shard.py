@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numba import njit, uint64
 
-from operators.records import SignalBatch
+from operators.records import NO_WATERMARK, SignalBatch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -93,6 +93,18 @@ def split(batch: SignalBatch, late: NDArray[np.bool_], shards: int) -> list[Sign
     order, start = _cut(batch.entity_hash, late, shards)
     whole = take(batch, order)
     return [slice_batch(whole, int(start[s]), int(start[s + 1])) for s in range(shards)]
+
+
+def split_due(
+    batch: SignalBatch, due: NDArray[np.int64], shards: int
+) -> list[tuple[SignalBatch, NDArray[np.int64]] | None]:
+    """Cut the events that have a due time into (events, int64 due) a shard, None for none, in the order of the log."""
+    order, start = _cut(batch.entity_hash, due == NO_WATERMARK, shards)
+    if len(order) == 0:
+        return [None] * shards
+    whole, times = take(batch, order), due[order]
+    bounds = [(int(start[s]), int(start[s + 1])) for s in range(shards)]
+    return [(slice_batch(whole, a, b), times[a:b]) if a < b else None for a, b in bounds]
 
 
 def slice_batch(batch: SignalBatch, start: int, stop: int) -> SignalBatch:

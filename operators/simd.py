@@ -125,6 +125,17 @@ def load_word(typingctx: Any, data: Any, at: Any) -> Any:
 
 
 @_intrinsic
+def store_word(typingctx: Any, target: Any, at: Any, word: Any) -> Any:
+    """Write a uint64 to the 8 bytes of target[at:], its lowest byte first."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(args[2], _address(context, builder, signature.args[0], args[0], args[1], _WORD), align=1)
+        return context.get_dummy_value()
+
+    return types.void(target, types.int64, types.uint64), codegen
+
+
+@_intrinsic
 def trailing_zeros(typingctx: Any, mask: Any) -> Any:
     """Zero bits below the lowest 1 of a uint64, as int64; 64 if there is none."""
 

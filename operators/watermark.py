@@ -42,6 +42,21 @@ def _late(event_time, newest, bound):  # type: ignore[no-untyped-def]  # numba i
     return late, newest
 
 
+@njit(cache=True, nogil=True)
+def _late_due(event_time, newest, bound, allowed, grain):  # type: ignore[no-untyped-def]  # numba infers the types of compiled code
+    late = np.zeros(event_time.shape[0], np.bool_)
+    due = np.full(event_time.shape[0], NO_WATERMARK, np.int64)
+    for i in range(event_time.shape[0]):
+        t = event_time[i]
+        if newest == NO_WATERMARK or t > newest:
+            newest = t
+        elif t < newest - bound:
+            late[i] = True
+            if t >= newest - bound - allowed:
+                due[i] = ((newest - bound) // grain + 1) * grain
+    return late, due, newest
+
+
 class PartitionWatermark:
     """Mark late events of one partition: those below `newest event before it - bound`.
 
@@ -65,6 +80,18 @@ class PartitionWatermark:
         late, newest = _late(event_time, self.newest, self.bound_us)
         self.newest = int(newest)
         return late
+
+    def mark_due(
+        self, event_time: NDArray[np.int64], allowed_us: int, grain_us: int
+    ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """Return which events are late, as `mark` does, and when the late ones count, int64 (n,).
+
+        A late event that is no more than allowed_us behind the watermark before it counts from the next multiple of
+        grain_us above that watermark on; NO_WATERMARK stands for never.
+        """
+        late, due, newest = _late_due(event_time, self.newest, self.bound_us, allowed_us, grain_us)
+        self.newest = int(newest)
+        return late, due
 
     def tick(self, partition: str, status: Status) -> Tick:
         """The message that tells every shard how far this partition has come."""

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, cast
 from operators.feature_events import feature_events
 from operators.rows import join, to_tables
 from stores.log_writer import APPENDED_MAX, Append, OneLater
-from stores.writers import Rows, by_set, pack_rows, unpack_rows
+from stores.row_states import pack_rows, unpack_rows
+from stores.writers import Rows, by_set
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

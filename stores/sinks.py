@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from operators.feature_sets import FeatureSets
     from operators.messages import Message
     from operators.records import DeadLetter
+    from stores.archive.columns import Verdicts
+    from stores.archive_writer import ArchiveWriter
     from stores.deadletters.port import DeadLetters
     from stores.features.port import Features
+    from stores.holding.port import HeldEvent, Holding
 
 Item = TypeVar("Item")
 Item_contra = TypeVar("Item_contra", contravariant=True)
@@ -147,7 +150,56 @@ class DeadLetterSink(FixedPartitionedSink[list["DeadLetter"], bytes]):
     ) -> StatefulSinkPartition[list[DeadLetter], bytes]:
         """Nothing to resume: the store is the state."""
         del resume_state
-        return _Part(step_id, for_part, self._failed, lambda: _DeadLetterWriter(self._store))
+        return _Part(step_id, for_part, self._failed, lambda: _AtOnceWriter(self._store.put))
+
+
+class HoldingSink(FixedPartitionedSink[list["HeldEvent"], bytes]):
+    """Late events to the holding store at once: a repeat has the same name and changes nothing."""
+
+    def __init__(self, store: Holding, failed: Failure) -> None:
+        """store: see Holding."""
+        self._store = store
+        self._failed = failed
+
+    def list_parts(self) -> list[str]:
+        """One writer."""
+        return ["held"]
+
+    def part_fn(self, item_key: str) -> int:
+        """Everything goes to the one writer."""
+        del item_key
+        return 0
+
+    def build_part(
+        self, step_id: str, for_part: str, resume_state: bytes | None
+    ) -> StatefulSinkPartition[list[HeldEvent], bytes]:
+        """Nothing to resume: the store is the state."""
+        del resume_state
+        return _Part(step_id, for_part, self._failed, lambda: _AtOnceWriter(self._store.put))
+
+
+class ArchiveSink(FixedPartitionedSink["Verdicts", bytes]):
+    """What shards found out about messages, to the archive by one writer. Exactly once with recovery."""
+
+    def __init__(self, open_writer: Callable[[str, bytes | None], ArchiveWriter], failed: Failure) -> None:
+        """open_writer: (part, what its snapshot returned)."""
+        self._open_writer = open_writer
+        self._failed = failed
+
+    def list_parts(self) -> list[str]:
+        """One writer: verdicts are few."""
+        return ["v0"]
+
+    def part_fn(self, item_key: str) -> int:
+        """Everything goes to the one writer."""
+        del item_key
+        return 0
+
+    def build_part(
+        self, step_id: str, for_part: str, resume_state: bytes | None
+    ) -> StatefulSinkPartition[Verdicts, bytes]:
+        """Open the writer."""
+        return _Part(step_id, for_part, self._failed, lambda: _Judging(self._open_writer(for_part, resume_state)))
 
 
 class _Writer(Protocol[Item_contra]):
@@ -184,15 +236,24 @@ class _Part(StatefulSinkPartition[Item, bytes], Generic[Item]):
             raise
 
 
-class _DeadLetterWriter:
-    """Dead letters to their store at once: the store is the state."""
+class _Judging:
+    """An ArchiveWriter that gets no messages, only verdicts."""
 
-    def __init__(self, store: DeadLetters) -> None:
-        self._store = store
+    def __init__(self, writer: ArchiveWriter) -> None:
+        self.write = writer.judge
+        self.snapshot = writer.snapshot
+        self.close = writer.close
 
-    def write(self, letters: list[DeadLetter]) -> None:
-        if letters:
-            self._store.put(letters)
+
+class _AtOnceWriter(Generic[Item]):
+    """Items to their store at once: the store is the state."""
+
+    def __init__(self, put: Callable[[list[Item]], int]) -> None:
+        self._put = put
+
+    def write(self, items: list[Item]) -> None:
+        if items:
+            self._put(items)
 
     def snapshot(self) -> bytes:
         return b""

@@ -81,6 +81,15 @@ class SqliteFile:
         with self.held(doing) as connection, transaction(connection, "DEFERRED"):
             yield connection
 
+    def scrub(self) -> None:
+        """Leave no byte of what was deleted or replaced, neither in the file nor in its write-ahead log.
+
+        Outside of transactions. Raises RetryableError while another process reads or writes.
+        """
+        with self.held("scrubbing") as connection:
+            if not scrubbed(connection):
+                raise RetryableError(f"scrubbing the {self._what} `{self.path}`: another process reads them; try again")
+
     def close(self) -> None:
         """Let go of the file; safe to call twice."""
         with self._lock, self._translated("closing"):
@@ -96,6 +105,12 @@ class SqliteFile:
             raise _ours(exc, what) from exc
         except OSError as exc:
             raise ConfigError(f"{what}: {exc.strerror}; name a place that this user may write to") from exc
+
+
+def scrubbed(connection: sqlite3.Connection) -> bool:
+    """Write the file anew without what was deleted, and empty its write-ahead log; False while others read that."""
+    connection.execute("VACUUM")
+    return int(connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]) == 0
 
 
 @contextmanager

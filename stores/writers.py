@@ -14,20 +14,18 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, cast
 
-import numpy as np
 import pyarrow as pa
 
 from operators.errors import ResumeError
-from operators.packing import pack, unpack, unpack_meta
+from operators.packing import unpack_meta
 from operators.records import RowBlock
-from operators.rows import join, newest, to_tables
+from operators.rows import newest, to_tables
 from stores.features.port import View
 from stores.offline.port import PartitionKey, Staged, Withheld
+from stores.row_states import pack_rows, unpack_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    from numpy.typing import NDArray
 
     from operators.feature_sets import FeatureSet, FeatureSets
     from stores.features.port import Features
@@ -50,9 +48,6 @@ _ONLINE_REST_S = 5.0
 
 _CLOSE_S = 10.0
 """How long a closing writer waits for its store, which may be away."""
-
-_COLUMNS = ("entity_data", "entity_offsets", "place", "values")
-"""Of a RowBlock, as they are called in snapshots."""
 
 
 Tables = dict[PartitionKey, pa.Table]
@@ -121,24 +116,6 @@ def by_set(blocks: Sequence[RowBlock], sets: FeatureSets) -> Iterator[tuple[Feat
         mine = [b for b in blocks if b.set_index == index]
         if mine:
             yield declared, mine
-
-
-def pack_rows(meta: dict[str, object], blocks: list[RowBlock]) -> bytes:
-    """Snapshot of meta and of rows, which may wait for long: one block a set."""
-    of_set = {index: join([b for b in blocks if b.set_index == index]) for index in {b.set_index for b in blocks}}
-    arrays: dict[str, NDArray[np.generic]] = {}
-    for index, b in sorted(of_set.items()):
-        start, stop = b.entity_offsets[[0, -1]]
-        columns = (b.entity_data[start:stop], b.entity_offsets - start, b.place, b.values)
-        arrays |= {f"{index}.{column}": array for column, array in zip(_COLUMNS, columns, strict=True)}
-    return pack({**meta, "sets": sorted(of_set)}, arrays)
-
-
-def unpack_rows(state: bytes) -> tuple[dict[str, object], list[RowBlock]]:
-    """What `pack_rows` was given."""
-    meta, arrays = unpack(state)
-    found = cast("list[int]", meta["sets"])
-    return meta, [RowBlock(i, *(arrays[f"{i}.{column}"] for column in _COLUMNS)) for i in found]  # type: ignore[arg-type]  # as packed
 
 
 class OfflineWriter:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dataflows.buses import open_bus
 from dataflows.buses.kafka import KafkaBus, LaneName
-from dataflows.buses.port import Bus, PartitionReader, Position
+from dataflows.buses.port import BoundedBus, Bus, PartitionReader, Position
 from operators.messages import Message
 from tests.kafka_server import create_topic, produce
 
@@ -30,7 +30,7 @@ Found = tuple[int, bytes]
 class Subject:
     """A bus, two of its topics, the names of three partitions that they have or may have, and how to append to one."""
 
-    bus: Bus
+    bus: BoundedBus
     topics: tuple[str, str]
     partitions: tuple[str, str, str]
     put: Callable[[str, str, Sequence[bytes]], None]

@@ -58,7 +58,8 @@ def feature_rows(view: View, rows: Sequence[Mapping[str, object]]) -> pa.RecordB
     """Rows of the view in the schema of the offline store.
 
     Each row names entity_id, event_time (int64 microseconds) and what differs from the rest: revision
-    (default 0) and values by column name (default: count 1, else null). created_at is derived.
+    (default 0), known_at (default event_time) and values by column name (default: count 1, else null). created_at
+    is derived.
     """
     schema = feature_row_schema(view.feature_set)
     full = []
@@ -72,6 +73,8 @@ def feature_rows(view: View, rows: Sequence[Mapping[str, object]]) -> pa.RecordB
             "version": view.feature_set.version,
             "revision": revision,
             "created_at": event_time + revision,
+            "known_at": event_time,
+            "retracted": False,
             "content_hash": bytes(16),
         }
         counts = {column: 1 for column in view.columns if column.endswith("__count")}

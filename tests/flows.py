@@ -384,7 +384,7 @@ def digests(offline: Path, sets: FeatureSets = SETS) -> Digests:
     out: Digests = {}
     seen: set[tuple[object, ...]] = set()
     for key, table in ParquetOfflineStore(offline).scan():
-        declared = next(s for s in sets.sets if s.name == key.feature_set)
+        declared = next(s for s in sets.sets if (s.name, s.version) == (key.feature_set, key.version))
         spec = next(w for w in declared.windows if w.folder == key.window)
         hashes = hash_table(table, declared, spec)
         assert [bytes(row) for row in hashes] == table["content_hash"].to_pylist()

@@ -50,8 +50,10 @@ GUARANTEES = (
         ),
     ),
     Guarantee(
-        "A row that is out never changes through what comes later, and Feast gives no value from the future",
+        "Under `drop` a row that is out never changes through what comes later, and Feast gives no value from"
+        " the future",
         (
+            "test_corrections.py::test_events_dropped_leave_the_rows_of_the_others",
             "test_windows.py::test_more_input_never_changes_rows_that_are_out",
             "test_feature_repo.py::test_history_holds_no_value_from_the_future",
             "test_feature_repo.py::test_history_equals_a_plain_search",
@@ -259,6 +261,105 @@ GUARANTEES = (
             "test_kafka_faults.py::test_a_network_that",
             "test_kafka_faults.py::test_a_full_disk_under_the_recovery_folder",
             "test_kafka_topics.py::test_messages_that_retention_took_while_stopped",
+        ),
+    ),
+    Guarantee(
+        "`correct`: within the limit, the newest revisions are the rows of a run in which nothing was late, to the bit,"
+        " whoever is killed, and whatever the workers and restarts",
+        (
+            "test_corrections.py::test_final_rows_are_those_of_a_run_in_which_nothing_is_late",
+            "test_corrections.py::test_revisions_are_a_function_of_the_log_alone",
+            "test_late_flow.py::test_live_gives_the_revisions_of_batch",
+            "test_late_flow.py::test_two_processes_then_one_come_to_the_same_revisions",
+            "test_late_flow.py::test_kills_leave_no_trace_in_any_revision",
+            "test_kafka_late.py::test_rows_of_messages_correct_what_is_out",
+        ),
+    ),
+    Guarantee(
+        "`correct`: one revision of a row for a cause, none if it did not change, and each names what it supersedes;"
+        " a storm is computed at once; what is no more retained is late and counted",
+        (
+            "test_corrections.py::test_one_late_event_changes_what_it_must_and_says_why",
+            "test_corrections.py::test_final_rows_are_those_of_a_run_in_which_nothing_is_late",
+            "test_corrections.py::test_sessions_that_a_late_event_joins_become_one_and_the_first_is_retracted",
+            "test_corrections.py::test_a_storm_of_late_events_of_one_entity_is_corrected_at_once",
+            "test_corrections.py::test_what_is_not_retained_any_more_is_late_and_counted",
+        ),
+    ),
+    Guarantee(
+        "`hold`: a late event waits, durable and once; released, it corrects; dropped, it does nothing",
+        (
+            "test_corrections.py::test_held_events_that_are_released_end_in_the_same_rows",
+            "test_late_held.py::test_what_is_held_is_listed_released_and_applied_by_the_next_run",
+            "test_late_held.py::test_a_running_flow_applies_what_is_released",
+            "test_late_held.py::test_kills_around_releases_leave_no_trace",
+            "test_late_held.py::test_dropped_events_stay_late_and_change_nothing",
+        ),
+    ),
+    Guarantee(
+        "Feast joins what was known at any moment, or what is known now; without revisions its answers are those of"
+        " its own DuckDB store",
+        (
+            "test_asof_revisions.py::test_what_was_known_equals_a_plain_search",
+            "test_asof_revisions.py::test_both_clocks_at_once",
+            "test_asof_revisions.py::test_only_what_is_current_is_materialized",
+            "test_asof.py::test_answers_are_those_of_feast",
+            "test_corrections.py::test_online_gets_the_newest_row_that_is_not_retracted",
+        ),
+    ),
+    Guarantee(
+        "The archive holds every message once, as it came, with what became of it in the end, whatever is killed",
+        (
+            "test_archive_flow.py::test_each_message_is_archived_once_with_its_verdict",
+            "test_archive_flow.py::test_late_events_that_corrected_are_used_in_the_end",
+            "test_archive_flow.py::test_kills_leave_no_trace_in_the_archive",
+            "test_archive_crash.py::test_a_writer_killed_at_every_step_archives_each_message_once",
+            "test_archived_bus.py::test_every_message_comes_once_whatever_the_archive_lacks",
+        ),
+    ),
+    Guarantee(
+        "Digests are the same in any order and any cut; a bit that flips, a row that is lost or doubled shows",
+        (
+            "test_digests.py::test_order_and_cut_leave_no_trace",
+            "test_digests.py::test_one_flipped_bit_of_any_value_shows",
+            "test_digests.py::test_a_row_that_is_doubled_or_gone_shows",
+            "test_offline_parquet.py::test_files_say_their_digests_and_compaction_keeps_the_sum",
+        ),
+    ),
+    Guarantee(
+        "`verify signals` says equal after any kill and under any policy, and names each planted defect, also online",
+        (
+            "test_verify_signals.py::test_a_run_is_equal",
+            "test_verify_signals.py::test_equal_at_any_moment_of_a_lineage_of_kills",
+            "test_verify_signals.py::test_a_planted_defect_is_found_and_named",
+            "test_verify_signals.py::test_what_is_served_is_compared_with_the_newest_rows",
+        ),
+    ),
+    Guarantee(
+        "`explain` finds the events of any row, and the row computed anew from them is the stored one, to the bit",
+        (
+            "test_explain.py::test_a_thousand_random_rows_come_out_again",
+            "test_explain.py::test_without_an_archive_the_bus_tells_the_same",
+            "test_correction_picture.py::test_the_picture_of_the_page_shows_the_real_readings",
+        ),
+    ),
+    Guarantee(
+        "A new version of a feature set, backfilled beside the old one, loses and doubles nothing where history meets"
+        " the live stream",
+        (
+            "test_set_versions.py::test_backfill_and_then_live_is_one_run",
+            "test_set_versions.py::test_killed_at_any_moment_the_backfill_goes_on",
+            "test_set_versions.py::test_a_gap_in_history_ends_the_backfill_with_its_place",
+        ),
+    ),
+    Guarantee(
+        "Who is forgotten is in nothing that Headrace keeps, and no replay brings it back; all others stay as they are,"
+        " also if the erasure is killed",
+        (
+            "test_forget_entity.py::test_nothing_is_left_and_the_others_go_on",
+            "test_forget_entity.py::test_a_replay_and_a_backfill_bring_nothing_back_until_it_is_lifted",
+            "test_forget_entity.py::test_killed_half_way_it_is_finished_by_doing_it_again",
+            "test_forget_document.py::test_no_word_is_left_and_looks_pass_it_over",
         ),
     ),
 )

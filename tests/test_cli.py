@@ -30,6 +30,7 @@ COMMANDS = {
         "produce",
         "demo",
         "signals",
+        "explain",
         "features",
         "compact",
         "backfill",
@@ -37,14 +38,17 @@ COMMANDS = {
         "late",
         "verify",
         "topics",
+        "forget",
     ),
     ("backfill",): ("signals", "documents"),
     ("dlq",): ("list", "show", "replay", "drop"),
-    ("late",): ("list",),
-    ("verify",): ("documents",),
+    ("late",): ("list", "release", "drop"),
+    ("verify",): ("documents", "signals"),
     ("topics",): ("create", "list"),
 }
-LEAVES = [(*group, name) for group, names in COMMANDS.items() for name in names if (name,) not in COMMANDS]
+LEAVES = [("forget", "list"), ("forget", "lift")] + [
+    (*group, name) for group, names in COMMANDS.items() for name in names if (name,) not in COMMANDS
+]
 COUNTS = ["in", "used", "duplicate", "conflict", "late", "dead", "rows"]
 
 
@@ -91,10 +95,9 @@ def test_help_of_signals_tells_real_defaults(place: Place) -> None:
     [
         ("nonsense", "No such command 'nonsense'"),
         ("dlq nonsense", "No such command 'nonsense'"),
-        ("late release", "No such command 'release'"),
         ("signals --nonsense", "No such option: --nonsense"),
         ("signals extra", "unexpected extra argument"),
-        ("backfill signals", "Missing option '--input'"),
+        ("explain pump", "Missing option '--at'"),
         ("backfill signals --input", "requires an argument"),
         ("dlq show", "Missing argument 'ID'"),
         ("dlq list --limit 0", "'--limit'"),
@@ -116,6 +119,21 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(place: Place, words: str, say
     assert "--help" in done.err
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("backfill signals", "name either files with --input or a version"),
+        ("late release nothing", "LATE_EVENT_POLICY is `drop`"),
+        ("forget", "name one: --entity ID or --document URI"),
+    ],
+)
+def test_words_that_do_not_go_together_are_one_sentence(place: Place, words: str, says: str) -> None:
+    """Exit code 2, and what to write instead."""
+    done = headrace(place, *words.split())
+    assert (done.code, done.out, done.err.count("\n")) == (2, b"", 1)
+    assert says in done.err
+
+
 def a_file(place: Place) -> str:
     """A file where a folder should be."""
     return str(place.root / "sets.toml")
@@ -124,7 +142,7 @@ def a_file(place: Place) -> str:
 WRONG_SETTINGS = [
     ("WATERMARK_SECONDS", "abc", "WATERMARK_SECONDS is `abc`"),
     ("STREAM_BATCH_SIZE", "0", "STREAM_BATCH_SIZE is `0`"),
-    ("LATE_EVENT_POLICY", "hold", "does not know `hold` yet; `drop` is allowed"),
+    ("LATE_EVENT_POLICY", "ignore", "'drop'"),
     ("ONLINE_STORE", "redis", "'feast' or 'none'"),
     ("FEATURE_SETS_PATH", "nowhere.toml", "FEATURE_SETS_PATH `nowhere.toml` cannot be read: No such file"),
     ("OFFLINE_DATA_PATH", "FILE", "cannot be written to"),

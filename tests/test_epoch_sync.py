@@ -18,9 +18,10 @@ from bytewax.recovery import RecoveryConfig, init_db_dir
 from bytewax.run import cli_main
 from bytewax.testing import TestingSink
 
+from dataflows.alignment import Alignment
 from dataflows.buses.memory import MemoryBus
 from dataflows.epoch_sync import EpochSync
-from dataflows.signal_source import Alignment, SignalSlot, SignalSource, SourcePlan
+from dataflows.signal_source import SignalSlot, SignalSource, SourcePlan
 from operators.records import RawChunk
 from tests.strategies import SECOND, two_sets
 

@@ -18,6 +18,7 @@ DECLARED = two_sets().sets[0]
 SPEC = DECLARED.windows[0]
 TIMES = st.integers(-62_135_596_800_000_000, 253_402_300_799_999_999)
 ENTITIES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
+HASHES = st.binary(min_size=16, max_size=16)
 FLOATS = st.one_of(st.none(), st.floats(allow_nan=False, allow_infinity=False))
 
 
@@ -33,7 +34,11 @@ def rows(draw: st.DrawFn) -> list[dict[str, object]]:
             "version": DECLARED.version,
             "revision": draw(st.integers(0, 9999)),
             "created_at": draw(TIMES),
-            "content_hash": draw(st.binary(min_size=16, max_size=16)),
+            "known_at": draw(TIMES),
+            "supersedes": draw(st.one_of(st.none(), HASHES)),
+            "cause": draw(st.one_of(st.none(), ENTITIES)),
+            "retracted": draw(st.booleans()),
+            "content_hash": draw(HASHES),
             **{c: draw(st.integers(0, 1 << 50)) if c.endswith("__count") else draw(FLOATS) for c in DECLARED.columns},
         }
         for _ in range(draw(st.integers(0, 4)))
@@ -41,11 +46,11 @@ def rows(draw: st.DrawFn) -> list[dict[str, object]]:
 
 
 def table_of(some: list[dict[str, object]]) -> pa.Table:
-    """The rows as a table; columns that a row does not name are null, or False."""
+    """The rows as a table."""
     schema = feature_row_schema(DECLARED)
     columns = []
     for field in schema:
-        values = [row.get(field.name, False if pa.types.is_boolean(field.type) else None) for row in some]
+        values = [row[field.name] for row in some]
         plain = pa.int64() if pa.types.is_timestamp(field.type) else field.type
         columns.append(pa.array(values, plain).cast(field.type))
     return pa.Table.from_arrays(columns, schema=schema)
@@ -80,10 +85,10 @@ def test_an_event_holds_its_row_to_the_bit(some: list[dict[str, object]]) -> Non
         assert message.key == str(entity).encode()
         assert dict(message.headers)["content-type"].startswith("application/cloudevents+json")
         expected = {n: v for n, v in row.items() if n != "created_at"}
-        hashed = row["content_hash"]
-        assert isinstance(hashed, bytes)
-        expected |= {"window": SPEC.text, "content_hash": hashed.hex()}
-        expected |= {name: moment(row[name]) for name in ("window_start", "event_time")}
+        expected["window"] = SPEC.text
+        hashes = {n: row[n] for n in ("content_hash", "supersedes")}
+        expected |= {n: value.hex() for n, value in hashes.items() if isinstance(value, bytes)}
+        expected |= {name: moment(row[name]) for name in ("window_start", "event_time", "known_at")}
         assert data == expected
         for name in DECLARED.columns:
             assert isinstance(data[name], int) or not name.endswith("__count")

@@ -11,8 +11,10 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
+from operators.digests import change
 from operators.errors import CorruptStoreError, FatalError
-from stores.offline.parquet import ParquetOfflineStore
+from stores.offline.compact import compact
+from stores.offline.parquet import ParquetOfflineStore, noted_changes
 from stores.offline.port import PartitionKey, Withheld
 from tests.offline_rows import KEY, entities_of, published, put, rows
 
@@ -154,3 +156,18 @@ def test_a_folder_that_may_not_be_written(folder: Path) -> None:
     folder.write_text("a file, not a folder")
     with pytest.raises(FatalError, match="offline"):
         ParquetOfflineStore(folder).stage("aa.0", 0, {KEY: rows(["a"])})
+
+
+def test_files_say_their_digests_and_compaction_keeps_the_sum(tmp_path: Path) -> None:
+    """What the footers say adds up to the digest of the rows, file by file and merged; nothing without a file."""
+    store = ParquetOfflineStore(tmp_path)
+    put(store, "aa.w0", 0, rows(["a", "b"]))
+    put(store, "aa.w0", 1, rows(["c"]))
+    read = pa.concat_tables([table for _, table in store.scan()])
+    assert noted_changes(tmp_path) == {KEY: change(read)}
+    compact(tmp_path)
+    assert len(list(tmp_path.glob("features/**/*.parquet"))) == 1
+    assert noted_changes(tmp_path) == {KEY: change(read)}
+    path = next(tmp_path.glob("features/**/*.parquet"))
+    pq.write_table(pq.ParquetFile(path).read().replace_schema_metadata(None), path)
+    assert noted_changes(tmp_path) == {KEY: None}

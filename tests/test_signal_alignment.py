@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from dataflows.signal_source import Alignment, SignalSource
+from dataflows.alignment import Alignment
+from dataflows.signal_source import SignalSource
 from operators.messages import Message
 from operators.records import NO_WATERMARK
 from operators.watermark import Status

@@ -14,7 +14,8 @@ from bytewax.testing import TestingSink, TestingSource, cluster_main
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataflows.signal_source import SLOTS, SignalSource, slot_of
+from dataflows.alignment import SLOTS, slot_of
+from dataflows.signal_source import SignalSource
 from operators.errors import ResumeError
 from operators.records import END_OF_TIME
 from operators.shard import shard_keys, siphash13, split

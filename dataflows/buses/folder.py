@@ -38,6 +38,8 @@ _MARK_BYTES = 256
 class FolderBus:
     """A Bus over .jsonl files; durable once `append` returns."""
 
+    counts_bytes = True
+
     def __init__(self, root: str | Path, *, event_bytes_max: int) -> None:
         """root: folder of the topics; need not exist. event_bytes_max: longer lines are cut when huge."""
         self._root = Path(root)
@@ -89,6 +91,28 @@ class FolderBus:
                 return start + newline + 1
             at = start
         return 0
+
+    def first(self, topic: str, partition: str) -> int:
+        """See BoundedBus. A file is there whole."""
+        del topic, partition
+        return 0
+
+    def position_at(self, topic: str, partition: str, offset: int) -> Position:
+        """See BoundedBus."""
+        path = self._path(topic, partition)
+        try:
+            with path.open("rb") as file:
+                start = max(0, offset - _MARK_BYTES)
+                file.seek(start)
+                before = file.read(offset + 1 - start)
+        except OSError as error:
+            raise ResumeError(f"partition file `{path}` cannot be opened: {error.strerror}") from error
+        if before[: offset - start].endswith(b"\r") and before[offset - start :] == b"\n":
+            return self.position_at(topic, partition, offset + 1)
+        before = before[: offset - start]
+        if len(before) < offset - start or (before and not before.endswith(b"\n")):
+            raise ResumeError(f"`{path}` has no line that begins at byte {offset}: it has shrunk or was replaced")
+        return {"offset": offset, "mark": _mark(before[-_MARK_BYTES:])}
 
     def append(self, topic: str, writer: str, messages: Sequence[Message], *, at: int) -> int:
         """See WritableBus. Written in place at byte `at`, then fsynced."""
@@ -214,7 +238,7 @@ class FileReader:
     def _digest(self) -> str:
         start = max(0, self._offset - _MARK_BYTES)
         before = os.pread(self._file, self._offset - start, start)
-        return hashlib.blake2b(before, digest_size=8).hexdigest() if len(before) == self._offset - start else "short"
+        return _mark(before) if len(before) == self._offset - start else "short"
 
     def _huge_line(self, size: int) -> RawChunk | None:
         """A line of over 64 MiB: its head, long enough to be refused as too large, stands for it."""
@@ -230,3 +254,8 @@ class FileReader:
                 return RawChunk(self._partition, head, np.zeros(1, np.int64), np.array([len(head)]), offsets)
             at += len(block)
         return None
+
+
+def _mark(before: bytes) -> str:
+    """Digest of the last _MARK_BYTES before a position."""
+    return hashlib.blake2b(before, digest_size=8).hexdigest()

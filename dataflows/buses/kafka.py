@@ -53,6 +53,8 @@ _PASSING = {1, 2, 3, 5, 6, 7, 9, 13, 56, 74, 75, 76, 78, 100, 103}
 class KafkaBus:
     """A WritableBus over the topics of a Kafka cluster."""
 
+    counts_bytes = False
+
     def __init__(  # noqa: PLR0913  # what a bus may be told, each once
         self,
         brokers: str,
@@ -117,6 +119,19 @@ class KafkaBus:
         """See Bus: the last stable offset. Raises UnavailableError if the brokers do not answer."""
         bounds = self.cluster.bounds(topic, _number(partition), wait_s=_START_WAIT_S)
         return 0 if bounds is None else bounds[1]
+
+    def first(self, topic: str, partition: str) -> int:
+        """See BoundedBus."""
+        bounds = self.cluster.bounds(topic, _number(partition), wait_s=_START_WAIT_S)
+        return 0 if bounds is None else bounds[0]
+
+    def position_at(self, topic: str, partition: str, offset: int) -> Position:
+        """See BoundedBus."""
+        bounds = self.cluster.bounds(topic, _number(partition), wait_s=_START_WAIT_S)
+        if bounds is None or not bounds[0] <= offset <= bounds[1]:
+            held = "does not exist" if bounds is None else f"holds {bounds[0]} to {bounds[1]} only"
+            raise ResumeError(f"partition `{partition}` of topic `{topic}` {held}, not offset {offset}")
+        return {"offset": offset, "topic_id": ""}
 
     def append(self, topic: str, writer: str, messages: Sequence[Message], *, at: int) -> int:
         """See WritableBus. Waits for brokers that are away."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 class MemoryBus:
     """A Bus whose offsets count messages."""
 
+    counts_bytes = False
+
     def __init__(self) -> None:
         """Start with no topic."""
         self._logs: dict[tuple[str, str], list[bytes]] = {}
@@ -45,6 +47,17 @@ class MemoryBus:
     def end(self, topic: str, partition: str) -> int:
         """See Bus."""
         return len(self._logs.get((topic, partition), []))
+
+    def first(self, topic: str, partition: str) -> int:
+        """See BoundedBus. Nothing is ever forgotten."""
+        del topic, partition
+        return 0
+
+    def position_at(self, topic: str, partition: str, offset: int) -> Position:
+        """See BoundedBus."""
+        if not 0 <= offset <= self.end(topic, partition):
+            raise ResumeError(f"partition `{partition}` of topic `{topic}` ends before {offset}")
+        return {"offset": offset}
 
     def append(self, topic: str, writer: str, messages: Sequence[Message], *, at: int) -> int:
         """See WritableBus."""

@@ -68,8 +68,30 @@ class Bus(Protocol):
         ...
 
 
-class WritableBus(Bus, Protocol):
-    """A Bus that writers append to, each under a name of its own and one at a time.
+class BoundedBus(Bus, Protocol):
+    """A Bus that says what it holds, so that older history can be put before it."""
+
+    counts_bytes: bool
+    """Whether offsets count bytes, line ends included, or messages: where a message must follow another."""
+
+    def first(self, topic: str, partition: str) -> int:
+        """Return the offset from which on messages are held; 0 for a new partition.
+
+        Raises UnavailableError if nobody answers.
+        """
+        ...
+
+    def position_at(self, topic: str, partition: str, offset: int) -> Position:
+        """Return where a reader stands that has read every message before `offset`.
+
+        Where offsets count bytes, the rest of a line end may be passed over. Raises ResumeError if the log does not
+        hold what follows (any more), or if no message begins there.
+        """
+        ...
+
+
+class WritableBus(BoundedBus, Protocol):
+    """A BoundedBus that writers append to, each under a name of its own and one at a time.
 
     What a writer has appended has places of its own, which rise from 0. In a folder and in memory a writer's name is
     that of its partition, and places are offsets; on Kafka places count the writer's messages, wherever their keys

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from dataflows.commands import late_events, letters
+from dataflows.commands import letters
 from dataflows.config import Settings
 from dataflows.demo.picture import ANOMALY
+from dataflows.late_commands import late_events
 from dataflows.wiring import offline_of
 from operators.errors import HeadraceError
 from operators.hashes import digest

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dataflows.demo.look import ALARM, LATE, MUTED, PAPER, READING, RULE, STYLE, TREND
 from dataflows.demo.readings import Recording
 from operators.errors import MissingExtraError
 
@@ -24,25 +25,6 @@ ANOMALY = 3.0
 _DAY_US = 86_400_000_000
 _BAND = 2.0
 _LABELS_MAX = 4
-_INK, _MUTED, _RULE, _PAPER = "#1f2a33", "#6b7780", "#dfe3e6", "#fcfcfa"
-_READING, _TREND, _ALARM, _LATE = "#66747f", "#1b5e8c", "#d1491b", "#8a4fa3"
-_STYLE: dict[Any, Any] = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": _RULE,
-    "axes.facecolor": _PAPER,
-    "axes.labelcolor": _MUTED,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "figure.facecolor": _PAPER,
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so the picture is the same everywhere
-    "font.size": 10.0,
-    "text.color": _INK,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "xtick.labelcolor": _MUTED,
-    "ytick.labelcolor": _MUTED,
-    "ytick.major.size": 0.0,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +74,7 @@ def draw_signal(  # noqa: PLR0913  # one argument for each thing that is drawn o
     recording, late = (r.take((r.event_time >= start) & (r.event_time < stop)) for r in (recording, late))
     column = recording.instrument.fields.index(field)
     unit = recording.instrument.units[column]
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(13, 7.6), dpi=150)
         FigureCanvasAgg(figure)
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1.0))
@@ -146,10 +128,10 @@ def _moments(time: NDArray[np.int64]) -> NDArray[np.datetime64]:
 
 def _draw_readings(axes: Axes, recording: Recording, late: Recording, column: int) -> None:
     values = recording.values[:, column]
-    axes.plot(_moments(recording.event_time), values, ".", ms=4, mew=0, color=_READING, label="reading", zorder=2)
+    axes.plot(_moments(recording.event_time), values, ".", ms=4, mew=0, color=READING, label="reading", zorder=2)
     label = f"came too late, left out ({len(late)})"
     when = _moments(late.event_time)
-    axes.plot(when, late.values[:, column], "D", ms=6.5, mfc=_PAPER, mec=_LATE, mew=1.6, label=label, zorder=5)
+    axes.plot(when, late.values[:, column], "D", ms=6.5, mfc=PAPER, mec=LATE, mew=1.6, label=label, zorder=5)
 
 
 def _draw_features(axes: Axes, series: _Series, unit: str) -> None:
@@ -157,27 +139,27 @@ def _draw_features(axes: Axes, series: _Series, unit: str) -> None:
 
     when = _moments(series.time)
     low, high = series.ewma - _BAND * series.std, series.ewma + _BAND * series.std
-    axes.plot(when, series.ewma, color=_TREND, lw=1.8, label="EWMA", zorder=3)
-    axes.fill_between(when, low, high, color=_TREND, alpha=0.14, lw=0, label=f"± {_BAND:g} ewm_std", zorder=1)
+    axes.plot(when, series.ewma, color=TREND, lw=1.8, label="EWMA", zorder=3)
+    axes.fill_between(when, low, high, color=TREND, alpha=0.14, lw=0, label=f"± {_BAND:g} ewm_std", zorder=1)
     found = series.anomalies()
     label = f"anomaly, |zscore| > {ANOMALY:g} ({len(found)})"
-    axes.plot(when[found], series.last[found], "o", ms=11, mfc="none", mec=_ALARM, mew=2, label=label, zorder=6)
+    axes.plot(when[found], series.last[found], "o", ms=11, mfc="none", mec=ALARM, mew=2, label=label, zorder=6)
     for row in found[:_LABELS_MAX]:
         text = f"{series.last[row]:g} {unit}\nz = {series.zscore[row]:+.1f}".replace("-", "−")
         right = series.time[row] > series.time[0] + 0.9 * (series.time[-1] - series.time[0])
         note = axes.annotate(text, (when[row], series.last[row]), xytext=(-11 if right else 11, 6), zorder=7)
         note.set(anncoords="offset points", ha="right" if right else "left", va="bottom", ma="left", linespacing=1.3)
-        note.set(color=_ALARM, weight="bold", size=10)
-        note.set_path_effects([withStroke(linewidth=3.5, foreground=_PAPER)])
+        note.set(color=ALARM, weight="bold", size=10)
+        note.set_path_effects([withStroke(linewidth=3.5, foreground=PAPER)])
 
 
 def _draw_zscore(axes: Axes, series: _Series) -> None:
     when = _moments(series.time)
     outside = np.abs(np.nan_to_num(series.zscore)) > ANOMALY
     for threshold in (-ANOMALY, ANOMALY):
-        axes.axhline(threshold, color=_ALARM, lw=0.8, ls=(0, (4, 3)), zorder=1)
-    axes.axhline(0, color=_MUTED, lw=0.8, zorder=1)
-    for rows, colour, width in ((~outside, _TREND, 1.2), (outside, _ALARM, 2.4)):
+        axes.axhline(threshold, color=ALARM, lw=0.8, ls=(0, (4, 3)), zorder=1)
+    axes.axhline(0, color=MUTED, lw=0.8, zorder=1)
+    for rows, colour, width in ((~outside, TREND, 1.2), (outside, ALARM, 2.4)):
         axes.vlines(when[rows], 0, series.zscore[rows], color=colour, lw=width, zorder=2)
     reach = max(4.0, float(np.abs(np.nan_to_num(series.zscore)).max(initial=0.0)) + 0.6)
     axes.set(ylim=(-reach, reach), yticks=(-3, 0, 3), yticklabels=("−3", "0", "+3"), ylabel="z-score")
@@ -189,7 +171,7 @@ def _dress(panels: Sequence[Axes], start: int, stop: int) -> None:
     for axes in panels:
         axes.set_xlim(*_moments(days[[0, -1]]))
         axes.set_xticks(_moments(days), labels=[])
-        axes.grid(axis="both", color=_RULE, lw=0.8)
+        axes.grid(axis="both", color=RULE, lw=0.8)
         axes.tick_params(axis="x", length=0)
         axes.yaxis.set_label_coords(-0.045, 0.5)
     panels[-1].set_xticks(_moments(days[:-1] + _DAY_US // 2), labels=[_day_name(int(d)) for d in days[:-1]], minor=True)
@@ -210,8 +192,8 @@ def _day_name(moment: int, *, year: bool = False) -> str:
 
 def _write(figure: Figure, axes: Axes, title: str, subtitle: str, credit: str) -> None:
     figure.text(0.03, 0.95, title, size=17, weight="bold", va="center")
-    figure.text(0.03, 0.908, subtitle, size=10.5, color=_MUTED, va="center")
-    figure.text(0.03, 0.022, credit, size=8, color=_MUTED, va="center")
+    figure.text(0.03, 0.908, subtitle, size=10.5, color=MUTED, va="center")
+    figure.text(0.03, 0.022, credit, size=8, color=MUTED, va="center")
     reading, late, ewma, band, anomaly = axes.get_legend_handles_labels()[0]
     figure.legend(
         handles=[reading, ewma, band, anomaly, late],

@@ -137,8 +137,8 @@ def _send(
     for row in plan.late:
         overtaker = on_time[np.searchsorted(time[on_time], time[row] + watermark_us, side="right")]
         arrival[row] = arrival[overtaker] + 1
-    lines = _lines(recording, recording.values)
-    corrected = _lines(recording, recording.values + np.eye(1, len(instrument.fields)))
+    lines = lines_of(recording, recording.values)
+    corrected = lines_of(recording, recording.values + np.eye(1, len(instrument.fields)))
     keys = [(instrument.entity_id, t, s) for t, s in zip(time.tolist(), recording.sequence.tolist(), strict=True)]
     sent = [_Sent(*s) for s in zip(arrival.tolist(), lines, keys, strict=True)]
     for rows, again in ((plan.duplicates, lines), (plan.conflicts, corrected)):
@@ -149,7 +149,7 @@ def _send(
     return sorted(sent, key=lambda s: s.arrival)  # stable: a copy never comes before its original
 
 
-def _lines(recording: Recording, values: NDArray[np.float64]) -> list[bytes]:
+def lines_of(recording: Recording, values: NDArray[np.float64]) -> list[bytes]:
     """The recording as signals on the wire; NaN becomes null."""
     instrument = recording.instrument
     times = np.datetime_as_string(recording.event_time.astype("datetime64[us]"), unit="s", timezone="UTC").tolist()

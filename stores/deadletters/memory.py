@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from threading import Lock
 
 from operators.records import DeadLetter
@@ -57,6 +57,15 @@ class MemoryDeadLetters:
         with self._lock:
             self._check_open()
             return sum(which.takes(letter) for letter in self._letters.values())
+
+    def forget(self, takes: Callable[[DeadLetter], bool]) -> int:
+        """Forget those letters; see `DeadLetters.forget`."""
+        with self._lock:
+            self._check_open()
+            gone = [name for name, letter in self._letters.items() if takes(letter)]
+            for name in gone:
+                del self._letters[name]
+            return len(gone)
 
     def close(self) -> None:
         """Let go of all letters."""

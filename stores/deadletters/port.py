@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -92,6 +92,10 @@ class DeadLetters(Protocol):
 
     def count(self, which: LetterFilter = EVERY_LETTER) -> int:
         """Return how many letters there are."""
+        ...
+
+    def forget(self, takes: Callable[[DeadLetter], bool]) -> int:
+        """Leave no byte of the letters for which `takes` says yes; return how many there were. Safe to repeat."""
         ...
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from pathlib import Path
 
@@ -50,6 +50,11 @@ _GET = """
 SELECT letter_id, time_us, stage, reason, detail, source, partition, "offset", original, trace_id
 FROM dead_letters WHERE letter_id = ?
 """
+_AFTER = """
+SELECT letter_id, time_us, stage, reason, detail, source, partition, "offset", original, trace_id
+FROM dead_letters WHERE (time_us, letter_id) > (?, ?) ORDER BY time_us, letter_id LIMIT ?
+"""
+_PAGE = 200
 _BEFORE_ALL = (-(1 << 63), "")
 
 
@@ -110,6 +115,21 @@ class SqliteDeadLetters:
         with self._file.held("counting") as connection:
             (number,) = connection.execute(_COUNT, _bound(which)).fetchone()
         return int(number)
+
+    def forget(self, takes: Callable[[DeadLetter], bool]) -> int:
+        """Drop those letters and scrub the file; see `DeadLetters.forget`."""
+        gone: list[str] = []
+        place = _BEFORE_ALL
+        while True:
+            with self._file.held("reading") as connection:
+                page = [DeadLetter(*row) for row in connection.execute(_AFTER, (*place, _PAGE))]
+            if not page:
+                break
+            gone += [letter.letter_id for letter in page if takes(letter)]
+            place = (page[-1].time_us, page[-1].letter_id)
+        dropped = self.drop(gone)
+        self._file.scrub()
+        return dropped
 
     def close(self) -> None:
         """Close the file; see `DeadLetters.close`."""

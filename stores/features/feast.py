@@ -16,7 +16,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from operators.errors import ConfigError
 from stores.features.feast_errors import translated
@@ -97,6 +99,31 @@ class FeastFeatures:
                     row = OnlineRow(entity, times_us[0], {c: _python(values.get(c)) for c in view.columns})
                 found.append(row)
         return found
+
+    def unlike(self, view: View, rows: pa.RecordBatch) -> NDArray[np.bool_]:
+        """Compare in SQLite what would be written with what is there; say so of every row in another store."""
+        found = np.ones(len(rows), np.bool_)
+        for start in range(0, len(rows), _LANE_ROWS):
+            with self._locked():
+                store, provider = self._open()
+                lane = sqlite_lane(provider, store.config, self._feast_view(view))
+                if lane is None:
+                    return found
+                some = rows.slice(start, _LANE_ROWS)
+                version = store.config.entity_key_serialization_version
+                keys = _serialized(some.column("entity_id").to_pylist(), version)
+                found[start : start + len(some)] = lane.unlike(keys, some, view.columns, _TIMES)
+        return found
+
+    def forget(self, entity_id: str) -> int:
+        """Delete the entity's rows from every view of the registry that is of entities; see `Features.forget`."""
+        from stores.features.feast_erase import delete_entity
+
+        with self._locked():
+            store, _ = self._open()
+            gone = delete_entity(store, _keys([entity_id])[0], beside=(_TIMES,))
+            self._newest.drop(entity_id)
+        return gone
 
     def close(self) -> None:
         """Let go of the store; its connections end with it."""

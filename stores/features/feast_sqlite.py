@@ -43,6 +43,14 @@ _UPSERT = (
 )
 """?1: values, each in ?5 bytes. ?2: how long each is, a byte; ?3: the bytes 0, 1, 2, … by which that is looked up."""
 
+_UNLIKE = (
+    "SELECT DISTINCT k.i FROM headrace_keys AS k CROSS JOIN headrace_names AS n"
+    " LEFT JOIN {table} AS t ON t.entity_key = k.entity_key AND t.feature_name = n.name"
+    " WHERE t.event_ts IS NOT k.event_ts OR t.value IS NOT"
+    " substr(?1, (k.i * ?4 + n.j) * ?5 + 1, instr(?3, substr(?2, k.i * ?4 + n.j + 1, 1)) - 1)"
+)
+"""Parameters as in the upsert."""
+
 _STORED = (
     "SELECT entity_key FROM headrace_keys AS k"
     " WHERE EXISTS (SELECT 1 FROM {table} AS t WHERE t.entity_key = k.entity_key)"
@@ -71,16 +79,25 @@ class SqliteLane:
         value, [event_time, created_at] in microseconds. Feast's own timestamp is created_at.
         """
         order = sorted(range(len(keys)), key=keys.__getitem__)  # the order of the table's index
-        rows = rows.take(pa.array(order))
-        values, lengths = _encoded(rows, columns)
+        parameters = self._laid([keys[i] for i in order], rows.take(pa.array(order)), [*columns, times])
+        with self._connection as connection:
+            connection.execute(_UPSERT.format(table=self._table), parameters)
+
+    def unlike(self, keys: Sequence[bytes], rows: pa.RecordBatch, columns: Sequence[str], times: str) -> list[bool]:
+        """Say of each row whether anything that `write` would leave of it is not there, bit for bit."""
+        parameters = self._laid(keys, rows, [*columns, times])
+        with self._connection as connection:
+            found = {i for (i,) in connection.execute(_UNLIKE.format(table=self._table), parameters)}
+        return [i in found for i in range(len(keys))]
+
+    def _laid(self, keys: Sequence[bytes], rows: pa.RecordBatch, names: Sequence[str]) -> tuple[object, ...]:
+        """Tell SQLite keys and names; return the parameters that hold the values. names: the times are the last."""
         created_s = (microseconds(rows, "created_at") // 1_000_000).tolist()
         with self._connection as connection:
-            _fill_keys(connection, [keys[i] for i in order], created_s)
-            _fill_names(connection, [*columns, times])
-            connection.execute(
-                _UPSERT.format(table=self._table),
-                (values, lengths, bytes(range(_WIDTH + 1)), len(columns) + 1, _WIDTH),
-            )
+            _fill_keys(connection, keys, created_s)
+            _fill_names(connection, names)
+        values, lengths = _encoded(rows, names[:-1])
+        return values, lengths, bytes(range(_WIDTH + 1)), len(names), _WIDTH
 
 
 def sqlite_lane(provider: Provider, config: Any, view: feast.FeatureView) -> SqliteLane | None:  # noqa: ANN401  # Feast's RepoConfig

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from operators.errors import ConfigError
 from stores.features.newest import coalesce, microseconds
@@ -37,6 +39,20 @@ class MemoryFeatures:
         """Give the served rows."""
         table = self._table(view)
         return [table[entity][1] if entity in table else None for entity in entity_ids]
+
+    def unlike(self, view: View, rows: pa.RecordBatch) -> NDArray[np.bool_]:
+        """Compare row by row, as written down: so -0.0 is not 0.0."""
+        table = self._table(view)
+        times = microseconds(rows, "event_time").tolist()
+        columns = rows.select(view.columns).to_pylist()
+        names = rows.column("entity_id").to_pylist()
+        there = (table[name][1] if name in table else None for name in names)
+        mine = (OnlineRow(*row) for row in zip(names, times, columns, strict=True))
+        return np.array([repr(a) != repr(b) for a, b in zip(there, mine, strict=True)], np.bool_)
+
+    def forget(self, entity_id: str) -> int:
+        """Take the entity's rows out."""
+        return sum(table.pop(entity_id, None) is not None for table in self._views.values())
 
     def close(self) -> None:
         """Do nothing."""

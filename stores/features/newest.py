@@ -57,3 +57,8 @@ class NewestWritten:
         times_us = self._times_us.get(view, {})
         for entity in list(islice(times_us, max(0, len(times_us) - entities_max))):
             del times_us[entity]
+
+    def drop(self, entity: str) -> None:
+        """Remember nothing of the entity in any view."""
+        for times_us in self._times_us.values():
+            times_us.pop(entity, None)

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from operators.feature_sets import FeatureSet, FeatureSets, WindowSpec
 
@@ -72,6 +74,20 @@ class Features(Protocol):
         """Give the served row of each entity asked, in that order; None for an unknown entity.
 
         Raises as `write` does.
+        """
+
+    def unlike(self, view: View, rows: pa.RecordBatch) -> NDArray[np.bool_]:
+        """Say which rows are not served as they are, bool (n,); a store that has no quick way may say so of any.
+
+        rows: as for `write`, one an entity. Where it says False, time and every value are served to the bit. Raises
+        as `write` does.
+        """
+
+    def forget(self, entity_id: str) -> int:
+        """Take the entity's row out of every view that the store knows; return how many there were. Safe to repeat.
+
+        Views of other feature sets and versions are among them. Raises as `write` does, and ConfigError for a kind of
+        store from which nobody here knows how to delete; the message says what to delete.
         """
 
     def close(self) -> None:

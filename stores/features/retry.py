@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from stores.features.port import Features, OnlineRow, View
 from stores.patience import Patience
@@ -29,6 +31,14 @@ class RetryingFeatures:
     def read(self, view: View, entity_ids: Sequence[str]) -> list[OnlineRow | None]:
         """Give the served rows."""
         return self._patience.call(lambda: self._inner.read(view, entity_ids))
+
+    def unlike(self, view: View, rows: pa.RecordBatch) -> NDArray[np.bool_]:
+        """Say which rows are not served as they are."""
+        return self._patience.call(lambda: self._inner.unlike(view, rows))
+
+    def forget(self, entity_id: str) -> int:
+        """Take the entity's rows out."""
+        return self._patience.call(lambda: self._inner.forget(entity_id))
 
     def close(self) -> None:
         """Close the store, without a second try."""

@@ -261,6 +261,11 @@ class MemoryMetadata:
         with self._lock:
             self._check_open()
 
+    def scrub(self) -> None:
+        """Do nothing; see `Upkeep.scrub`."""
+        with self._lock:
+            self._check_open()
+
     def close(self) -> None:
         """Let go of everything."""
         self._closed = True

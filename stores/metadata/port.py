@@ -173,6 +173,13 @@ class Upkeep(Protocol):
         """Make anew what `search_text` looks into, from the chunks. Safe to repeat."""
         ...
 
+    def scrub(self) -> None:
+        """Leave no byte of what was deleted or replaced, words of the full text included. Safe to repeat.
+
+        Costs what writing the store anew costs. Raises RetryableError while another process reads or writes.
+        """
+        ...
+
 
 class MetadataStore(Ledger, Chunks, Spaces, Runs, Positions, Upkeep, Protocol):
     """All of it, over one database."""

@@ -263,6 +263,12 @@ class SqliteMetadata:
         with self._file.written("mending the full text of") as connection:
             connection.execute(sql.MEND_TEXT)
 
+    def scrub(self) -> None:
+        """Merge the full text, which keeps deleted words until then, and write the file anew; see `Upkeep.scrub`."""
+        with self._file.written("scrubbing") as connection:
+            connection.execute(sql.MERGE_TEXT)
+        self._file.scrub()
+
     def close(self) -> None:
         """Close the file; see `MetadataStore.close`."""
         self._file.close()

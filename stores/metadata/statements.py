@@ -109,6 +109,7 @@ TABLES = ("documents", "spaces", "document_spaces", "chunks", "chunk_texts", "ru
 CHECK_TABLE = "SELECT integrity_check FROM pragma_integrity_check(?) WHERE integrity_check <> 'ok'"
 CHECK_REFERENCES = 'SELECT "table", parent, count(*) FROM pragma_foreign_key_check GROUP BY 1, 2 ORDER BY 1, 2'
 CHECK_TEXT = "INSERT INTO chunk_words (chunk_words, rank) VALUES ('integrity-check', 1)"
+MERGE_TEXT = "INSERT INTO chunk_words (chunk_words) VALUES ('optimize')"
 MEND_TEXT = "INSERT INTO chunk_words (chunk_words) VALUES ('rebuild')"
 
 RUNS = "SELECT run, started_us, shape, ended_us, counts FROM runs ORDER BY started_us DESC, run DESC LIMIT ?"

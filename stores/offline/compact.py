@@ -27,7 +27,15 @@ from operators.errors import CorruptStoreError, RetryableError
 from operators.hashes import digest
 from stores.offline.disk import exchange, fsync, locked, names_in, remove_folder, translated
 from stores.offline.layout import FileName, Layout, own_merged, parse_file_name, rows_in
-from stores.offline.parquet import MERGED_FROM, ROW_GROUP_ROWS, STATISTICS, find_partitions, merged_from, read_file
+from stores.offline.parquet import (
+    MERGED_FROM,
+    ROW_GROUP_ROWS,
+    STATISTICS,
+    digest_note,
+    find_partitions,
+    merged_from,
+    read_file,
+)
 from stores.offline.port import EVERYTHING, MERGED_PART, PartitionKey, Selection, lineage_of
 
 GRACE_S = 2.0
@@ -93,7 +101,7 @@ def compact(
             return summary
         try:
             with locked(layout.lock("compact"), wait=False):
-                _remove_leftovers(layout)
+                remove_leftovers(layout)
                 keys = find_partitions(layout, selection)
                 for done, key in enumerate(keys):
                     if progress:
@@ -101,7 +109,7 @@ def compact(
                     summary += _compact_partition(layout, key, target_bytes)
                 if summary.partitions:
                     time.sleep(GRACE_S)
-                    _remove_leftovers(layout)
+                    remove_leftovers(layout)
         except BlockingIOError as exc:
             raise RetryableError(f"another compaction of `{root}` is running; try again when it is done") from exc
     return summary
@@ -123,9 +131,9 @@ def _compact_partition(layout: Layout, key: PartitionKey, target_bytes: int) -> 
             rows = _merge(folder, group, merged)
             size_bytes = merged.stat().st_size
             summary += CompactSummary(0, len(group.names), 1, group.size_bytes, size_bytes, rows)
-        _exchange(layout, folder, beside, {str(name) for _, group in groups for name in group.names})
+        put_in_place(layout, folder, beside, {str(name) for _, group in groups for name in group.names})
     except BaseException:
-        _remove_unseen(layout, beside)
+        remove_unseen(layout, beside)
         raise
     return summary
 
@@ -165,8 +173,9 @@ def _merge(folder: Path, group: _Group, target: Path) -> int:
     rows = pa.concat_tables(tables).combine_chunks()
     del tables
     count: int
-    count, total = rows.num_rows, _digest(rows)
-    note = {MERGED_FROM: json.dumps({w: _joined(r) for w, r in sorted(sequences.items())}, separators=(",", ":"))}
+    count, total = rows.num_rows, content_digest(rows)
+    merged_of = json.dumps({w: joined(r) for w, r in sorted(sequences.items())}, separators=(",", ":"))
+    note = {**digest_note(rows), MERGED_FROM: merged_of}
     ordered = rows.sort_by(_ORDER).replace_schema_metadata(note)
     with target.open("wb") as file:
         pq.write_table(
@@ -181,13 +190,13 @@ def _merge(folder: Path, group: _Group, target: Path) -> int:
     del rows, ordered
     fsync(target)
     written = pq.ParquetFile(target).read(columns=["content_hash"])
-    if (written.num_rows, _digest(written)) != (count, total):
+    if (written.num_rows, content_digest(written)) != (count, total):
         raise CorruptStoreError(f"merging `{folder}` did not give the same rows; the folder is left as it was")
     return count
 
 
-def _exchange(layout: Layout, folder: Path, beside: Path, merged: set[str]) -> None:
-    """Put the new folder in the place of the old one, with all that was not merged linked into it."""
+def put_in_place(layout: Layout, folder: Path, beside: Path, merged: set[str]) -> None:
+    """Put the new folder in the place of the old one, with all that is not in `merged` linked into it."""
     shutil.copymode(folder, beside)
     with locked(layout.lock("publish")):
         for name in names_in(folder):
@@ -199,31 +208,32 @@ def _exchange(layout: Layout, folder: Path, beside: Path, merged: set[str]) -> N
         fsync(beside.parent)
 
 
-def _remove_leftovers(layout: Layout) -> None:
+def remove_leftovers(layout: Layout) -> None:
     """Remove what a killed compaction, or one that had readers, has left."""
     if layout.compacting.exists():
         for path in layout.compacting.iterdir():
-            _remove_unseen(layout, path)
+            remove_unseen(layout, path)
 
 
-def _remove_unseen(layout: Layout, path: Path) -> None:
+def remove_unseen(layout: Layout, path: Path) -> None:
     """Remove the folder unless a scan may be reading in it; then the next compaction does."""
     with suppress(BlockingIOError), locked(layout.lock("scan"), wait=False):
         remove_folder(path)
 
 
-def _digest(rows: pa.Table) -> int:
+def content_digest(rows: pa.Table) -> int:
+    """The sum of the rows' content hashes."""
     hashes = rows["content_hash"].combine_chunks()
     data = np.frombuffer(hashes.buffers()[1], np.uint8).reshape(-1, 16)
     return digest(data[hashes.offset : hashes.offset + len(hashes)])
 
 
-def _joined(ranges: list[list[int]]) -> list[list[int]]:
+def joined(ranges: list[list[int]]) -> list[list[int]]:
     """Ranges in order, those that touch made one."""
-    joined: list[list[int]] = []
+    out: list[list[int]] = []
     for first, last in sorted(ranges):
-        if joined and first <= joined[-1][1] + 1:
-            joined[-1][1] = max(joined[-1][1], last)
+        if out and first <= out[-1][1] + 1:
+            out[-1][1] = max(out[-1][1], last)
         else:
-            joined.append([first, last])
-    return joined
+            out.append([first, last])
+    return out

@@ -30,7 +30,7 @@ def translated(doing: str) -> Iterator[None]:
     except OSError as exc:
         raise _ours(exc, doing) from exc
     except pa.ArrowInvalid as exc:
-        message = f"{doing}: not a readable Parquet file of feature rows ({exc}); move it away or restore it"
+        message = f"{doing}: not a readable Parquet file ({exc}); move it away or restore it"
         raise CorruptStoreError(message) from exc
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from threading import Lock
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from operators.errors import CorruptStoreError, ResumeError
 from stores.offline.layout import FileName, Token, parse_token
@@ -87,6 +88,18 @@ class MemoryOfflineStore:
                 for name in sorted(self._published[key])
             ]
         return ((key, rows if columns is None else rows.select(list(columns))) for key, rows in found if rows.num_rows)
+
+    def forget(self, entity_id: str) -> int:
+        """Take out the entity's rows; see `OfflineStore.forget`."""
+        self._check_open()
+        with self._lock:
+            gone = 0
+            for files in ({**self._published}.values(), [self._staged]):
+                for tables in files:
+                    for name, rows in list(tables.items()):
+                        tables[name] = kept = rows.filter(pc.not_equal(rows["entity_id"], entity_id))  # type: ignore[index]  # names of either kind
+                        gone += rows.num_rows - kept.num_rows
+            return gone
 
     def close(self) -> None:
         """Let go of all rows."""

@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from operators.digests import DIGEST_KEY, Change, change, parse_change
 from operators.errors import CorruptStoreError, ResumeError
 from stores.offline.claims import BatchClaims
 from stores.offline.disk import FolderView, fsync, locked, make_folders, names_in, translated, viewed
@@ -53,6 +54,9 @@ STATISTICS = ("entity_id", "window_start", "event_time")
 
 MERGED_FROM = b"headrace.merged_from"
 """Metadata of a merged file: JSON {writer: [[first, last], …]}, the sequences that are in it."""
+
+DIGEST_COLUMNS = ("entity_id", "event_time", "revision", "content_hash", "supersedes", "retracted")
+"""What a digest is made of."""
 
 _LOCKS = ("publish", "scan", "compact")
 
@@ -139,6 +143,16 @@ class ParquetOfflineStore:
         """Yield the published rows, a row group at a time; see `OfflineStore.scan`."""
         self._check_open()
         return self._scan(selection, None if columns is None else list(columns))
+
+    def forget(self, entity_id: str) -> int:
+        """Write the files anew that hold the entity's rows; see `OfflineStore.forget`."""
+        from stores.offline.erase import erase_entity  # it builds on this module
+
+        self._check_open()
+        gone = erase_entity(self._layout, entity_id)
+        self._foreign = ForeignRowsCache()
+        self._checked.clear()
+        return gone
 
     def close(self) -> None:
         """Forget what was cached, and let go of what backfills have claimed."""
@@ -227,6 +241,11 @@ def find_partitions(layout: Layout, selection: Selection) -> list[PartitionKey]:
         return sorted(key for key in keys if key is not None and selection.takes(key))
 
 
+def partitions_in(root: Path, selection: Selection = EVERYTHING) -> list[PartitionKey]:
+    """The selected partitions of the store in that folder, sorted, without a look into any file."""
+    return find_partitions(Layout(root), selection)
+
+
 def merged_from(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[list[int]]]:
     """Writers and sequences whose rows are in a merged file, from its Parquet metadata.
 
@@ -237,6 +256,32 @@ def merged_from(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[list[i
     except (KeyError, ValueError) as exc:
         raise CorruptStoreError("a merged file does not say which files are in it; restore it") from exc
     return merged
+
+
+def digest_note(rows: pa.Table) -> dict[bytes, bytes]:
+    """What the metadata of a file of these rows says of its digest; nothing of rows that lack a column for it."""
+    if not set(DIGEST_COLUMNS) <= set(rows.column_names):
+        return {}
+    return {DIGEST_KEY: change(rows).encoded()}
+
+
+def noted_changes(root: Path, selection: Selection = EVERYTHING) -> dict[PartitionKey, Change | None]:
+    """What the files of each selected partition say they add to its digest, summed, without reading a row.
+
+    None where a file does not say. With nothing revised it is the partition's digest, as the rows were written.
+    """
+    layout = Layout(root)
+    out: dict[PartitionKey, Change | None] = {}
+    for key in find_partitions(layout, selection):
+        total: Change | None = Change()
+        folder = layout.folder(key)
+        with viewed(folder, layout.lock("scan")) as view:
+            for name in rows_in(view.names):
+                with translated(f"reading `{folder / name}`"), view.open(name) as file:
+                    noted = (pq.read_metadata(file).metadata or {}).get(DIGEST_KEY)
+                total = None if total is None or noted is None else total + parse_change(noted)
+        out[key] = total
+    return out
 
 
 def read_file(path: Path) -> pa.Table:
@@ -276,8 +321,9 @@ def _write(table: pa.Table, path: Path) -> None:
         "compression": {name: "snappy" if name in repeating else "none" for name in table.column_names},
         "write_statistics": [name for name in STATISTICS if name in table.column_names],
     }
+    noted = table.replace_schema_metadata({**(table.schema.metadata or {}), **digest_note(table)})
     with pa.OSFile(str(path), "wb") as file:  # a file of Python's would be written under its lock
-        pq.write_table(table, file, row_group_size=ROW_GROUP_ROWS, **options)
+        pq.write_table(noted, file, row_group_size=ROW_GROUP_ROWS, **options)
 
 
 def _remove_sequence(staging: Path, name: FileName) -> None:

@@ -3,7 +3,7 @@
 A *writer* is one partition of a sink, named `<lineage>.<part>`. A *lineage* is everything that
 descends from one recovery folder; a backfill is a lineage of its own. Within a lineage the caller
 never writes a row twice, because its recovery snapshots forbid it. Between lineages the store
-watches: a row, known by (partition, entity_id, window_start, revision), that another lineage has
+watches: a row, known by (partition, entity_id, event_time, revision), that another lineage has
 published is withheld.
 """
 
@@ -156,6 +156,14 @@ class OfflineStore(Protocol):
         event_time and revision where compacted). What is published meanwhile may or may not be seen.
         columns: those to read, in this order, or None for all.
         Raises CorruptStoreError for a file that cannot be read, KeyError for a column that one lacks.
+        """
+        ...
+
+    def forget(self, entity_id: str) -> int:
+        """Take out the entity's rows, staged ones too; return how many there were. Safe to repeat, and after a kill.
+
+        Rows of others stay as they are: readers see each once at any moment, and tokens stay good. Raises
+        RetryableError while others change or read the same files for too long.
         """
         ...
 

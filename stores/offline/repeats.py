@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from stores.offline.port import PartitionKey, Withheld
 
-COLUMNS = ("entity_id", "window_start", "revision", "content_hash")
+COLUMNS = ("entity_id", "event_time", "revision", "content_hash")
 """What is read of foreign rows."""
 
 CACHE_BYTES = 256 << 20
@@ -25,15 +25,15 @@ class ForeignRows:
 
     def __init__(self, tables: Iterable[pa.Table]) -> None:
         """Index the tables, which hold at least COLUMNS."""
-        table = pa.concat_tables([t.select(COLUMNS) for t in tables]).sort_by("window_start")
+        table = pa.concat_tables([t.select(COLUMNS) for t in tables]).sort_by("event_time")
         self._table = table
-        self._starts = _micros(table)
+        self._times = _micros(table)
         self._keys = _keys(table)
 
     @property
     def nbytes(self) -> int:
         """Memory it takes, about."""
-        return int(self._table.nbytes + self._starts.nbytes + self._keys.nbytes)
+        return int(self._table.nbytes + self._times.nbytes + self._keys.nbytes)
 
     def grown(self, tables: Iterable[pa.Table]) -> ForeignRows:
         """Return an index of these rows and the others."""
@@ -43,9 +43,9 @@ class ForeignRows:
         """Return the rows that are not published, in their order, and the count of those that are."""
         if rows.num_rows == 0 or self._table.num_rows == 0:
             return rows, Withheld()
-        starts = _micros(rows)
-        first = int(np.searchsorted(self._starts, starts.min(), "left"))
-        last = int(np.searchsorted(self._starts, starts.max(), "right"))
+        times = _micros(rows)
+        first = int(np.searchsorted(self._times, times.min(), "left"))
+        last = int(np.searchsorted(self._times, times.max(), "right"))
         known = self._table.slice(first, last - first)
         places = pc.index_in(_keys(rows), value_set=self._keys.slice(first, last - first))
         found = pc.is_valid(places)
@@ -79,12 +79,12 @@ class ForeignRowsCache:
 
 
 def _micros(table: pa.Table) -> NDArray[np.int64]:
-    starts: NDArray[np.int64] = table["window_start"].combine_chunks().view(pa.int64()).to_numpy()
-    return starts
+    times: NDArray[np.int64] = table["event_time"].combine_chunks().view(pa.int64()).to_numpy()
+    return times
 
 
 def _keys(table: pa.Table) -> pa.LargeBinaryArray:
-    """Entity, then 12 bytes of window_start and revision: equal if and only if the row is the same."""
+    """Entity, then 12 bytes of event_time and revision: equal if and only if the row is the same."""
     tail = np.empty((table.num_rows, 12), np.uint8)
     tail[:, :8] = _micros(table).reshape(-1, 1).view(np.uint8)
     tail[:, 8:] = table["revision"].combine_chunks().to_numpy().astype("<i4").reshape(-1, 1).view(np.uint8)

@@ -50,6 +50,15 @@ def list_spaces(url: str) -> list[str]:
     return spaces_in(_folder(url))
 
 
+def open_space(url: str, space: str, *, compact_rows: int = 2048) -> VectorStore:
+    """Open a space that something was written to, as it was made. Raises ConfigError if nothing was."""
+    from stores.vectors.usearch import facts_of
+
+    facts = facts_of(_folder(url), space)
+    dim, shards, element = facts["dim"], facts["shards"], facts["element"]
+    return open_vectors(url, space, dim, shards=shards, element=element, compact_rows=compact_rows)
+
+
 def drop_vectors(url: str, space: str) -> None:
     """Remove a space with all its vectors. Safe to repeat. Raises ConfigError while it has a writer."""
     if url.partition(":")[0] != "memory":

@@ -31,14 +31,17 @@ class Compaction:
         return max(self.rows_min, round(self.share * base_rows))
 
 
-def make_base(folder: ShardFolder, manifest: Manifest, log_format: LogFormat, sequence: int) -> Base | None:
+def make_base(
+    folder: ShardFolder, manifest: Manifest, log_format: LogFormat, sequence: int, *, anew: bool = False
+) -> Base | None:
     """Write the base that holds everything before that sequence number, which is all that the manifest names.
 
-    None where no vector is left: usearch searches no empty index. A function of those files alone; it counts
-    only once a manifest names it. Raises CorruptStoreError if a file is damaged or the result does not add up.
+    anew: without taking over the old graph, in which the numbers of removed vectors stand still. None where no vector
+    is left: usearch searches no empty index. A function of those files alone; it counts only once a manifest names it.
+    Raises CorruptStoreError if a file is damaged or the result does not add up.
     """
     touched, keys, rows = _net(folder, manifest.logs, log_format, sequence)
-    index, removed = _index_without(folder, manifest.base, log_format, touched)
+    index, removed = _index_without(folder, manifest.base, log_format, touched, anew=anew)
     kept = len(index)
     if keys.size:
         # One thread: the graph then depends on nothing but the order of the rows.
@@ -51,7 +54,7 @@ def make_base(folder: ShardFolder, manifest: Manifest, log_format: LogFormat, se
 
 
 def _index_without(
-    folder: ShardFolder, base: Base | None, log_format: LogFormat, touched: NDArray[np.uint64]
+    folder: ShardFolder, base: Base | None, log_format: LogFormat, touched: NDArray[np.uint64], *, anew: bool
 ) -> tuple[Index, int]:
     """The old base without the touched keys, in memory, and how many were taken out since it was built anew."""
     if base is None:
@@ -59,7 +62,7 @@ def _index_without(
     old = load_index(folder.path / base.name, base, log_format)
     gone = touched[np.asarray(old.contains(touched), np.bool_)]
     removed = base.removed + gone.size
-    if removed <= base.rows:
+    if removed <= base.rows and not anew:
         if gone.size:
             old.remove(gone, threads=1)
         return old, removed

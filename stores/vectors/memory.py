@@ -69,6 +69,11 @@ class MemoryVectorWriter:
         """Make everything since the last commit visible."""
         self._store.committed[self._shard] = dict(self._open())
 
+    def erase(self, keys: NDArray[np.uint64]) -> None:
+        """Remove vectors by key, at once."""
+        self.delete(keys)
+        self.commit()
+
     def close(self) -> None:
         """Let another writer have the shard."""
         if self._rows is not None:

@@ -69,6 +69,13 @@ class VectorWriter(Protocol):
         """
         ...
 
+    def erase(self, keys: NDArray[np.uint64]) -> None:
+        """Remove vectors by key as `delete` and `commit` do, and leave no number of any that was ever removed.
+
+        Safe to repeat. Costs what making the index of the shard anew costs. Raises as `commit` does.
+        """
+        ...
+
     def close(self) -> None:
         """Let another writer have the shard; what was not committed is dropped. Safe to repeat.
 

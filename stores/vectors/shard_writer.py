@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from operators.errors import CorruptStoreError, FatalError, HeadraceError
 from stores.vectors.compaction import Compaction, make_base
-from stores.vectors.port import checked_keys, checked_vectors
+from stores.vectors.port import KEY_MAX, checked_keys, checked_vectors
 from stores.vectors.shard_folder import Manifest, ShardFolder, sequence_of, translated
 from stores.vectors.shard_log import LogFormat, LogReader, LogWriter, create_log
 
@@ -72,6 +72,27 @@ class UsearchVectorWriter:
         except BaseException as exc:
             self._failure, self._told = self._failure or exc, True
             raise
+
+    def erase(self, keys: NDArray[np.uint64]) -> None:
+        """Remove vectors, and make the base anew without what was removed."""
+        self.delete(keys)
+        self.commit()
+        self._join()
+        self._check()
+        base = self._manifest.base
+        if self._log_rows == 0:
+            if base is None or base.removed == 0:
+                return
+            self._changes[KEY_MAX] = None  # a base is made of commits, so there must be one
+            self.commit()
+        try:
+            with translated(f"compacting `{self._folder.path}`"):
+                self._start_compaction(anew=True)
+        except BaseException as exc:
+            self._failure, self._told = self._failure or exc, True
+            raise
+        self._join()
+        self._check()
 
     def close(self) -> None:
         """Finish the compactions that are due, then let another writer have the shard."""
@@ -143,7 +164,7 @@ class UsearchVectorWriter:
         self._check()
         self._start_compaction()
 
-    def _start_compaction(self) -> None:
+    def _start_compaction(self, *, anew: bool = False) -> None:
         """Go on in a new log, and turn those before it into a base beside the commits that follow."""
         logs = self._manifest.logs
         name = self._folder.log(self._sequence)
@@ -157,13 +178,15 @@ class UsearchVectorWriter:
             self._log = LogWriter(self._folder.path / name, len(self._format.header))
         self._log_rows = 0
         complete = Manifest(self._manifest.base, logs)
-        self._thread = Thread(target=self._make_base, args=(complete, name, self._sequence), name="vector-compaction")
+        self._thread = Thread(
+            target=self._make_base, args=(complete, name, self._sequence, anew), name="vector-compaction"
+        )
         self._thread.start()
 
-    def _make_base(self, complete: Manifest, log: str, sequence: int) -> None:
+    def _make_base(self, complete: Manifest, log: str, sequence: int, anew: bool) -> None:  # noqa: FBT001  # of a thread
         try:
             with self._turn, translated(f"compacting `{self._folder.path}`"):
-                base = make_base(self._folder, complete, self._format, sequence)
+                base = make_base(self._folder, complete, self._format, sequence, anew=anew)
                 compacted = Manifest(base, (log,))
                 self._folder.publish(compacted)
                 self._manifest, self._base_rows = compacted, base.rows if base else 0

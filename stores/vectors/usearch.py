@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from threading import Lock
+from typing import Any
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -188,6 +189,18 @@ def spaces_in(root: Path) -> list[str]:
     with translated(f"listing `{root}`"):
         names = names_in(root) if root.exists() else []
         return sorted(unquote(name) for name in names if (root / name / _SPACE).exists() and _DROPPED not in name)
+
+
+def facts_of(root: Path, space: str) -> dict[str, Any]:
+    """How the space was made. Raises ConfigError if it is not there, CorruptStoreError if that cannot be read."""
+    path = root / quote(space, safe="") / _SPACE
+    with translated(f"reading `{path}`"):
+        if not path.exists():
+            raise ConfigError(f"there are no vectors of `{space}` in `{root}`")
+        try:
+            return dict(json.loads(path.read_bytes()))
+        except (ValueError, TypeError) as exc:
+            raise CorruptStoreError(f"`{path}` is not readable ({exc}); restore the store or remove it") from exc
 
 
 def drop_space(root: Path, space: str) -> None:

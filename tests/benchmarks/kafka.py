@@ -50,7 +50,7 @@ def headrace(address: str, topic: str, *, online: bool = True, results: bool = F
         root = Path(folder)
         run_signals(load_settings(**_settings(root / "warm", online=online)), Cluster())
         settings = load_settings(**_settings(root / "real", online=online), **_on(address, topic, results=results))
-        _apply_views(settings)
+        apply_views(settings)
         start, cpu = time.perf_counter(), time.process_time()
         done = run_signals(settings, Cluster())
         if done.used != done.seen:
@@ -109,7 +109,7 @@ def latency(address: str, topic: str, rate: float) -> tuple[int, float, float]:
             | _on(address, topic, results=False)
             | {"bus_follow": True, "watermark_seconds": 0.0}
         )
-        _apply_views(settings)
+        apply_views(settings)
         sender = Thread(target=_send_now, args=(address, topic, rate, _LATENCY_S))
         sender.start()
         Timer(_LATENCY_S + 2, engine.STOP.set).start()
@@ -119,7 +119,7 @@ def latency(address: str, topic: str, rate: float) -> tuple[int, float, float]:
     return len(settled), settled[len(settled) // 2], settled[int(len(settled) * 0.99)]
 
 
-def _apply_views(settings: Settings) -> None:
+def apply_views(settings: Settings) -> None:
     """Have Feast know the views, as it does on a second day; importing it takes seconds."""
     from dataflows.wiring import features_of
 

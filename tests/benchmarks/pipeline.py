@@ -130,6 +130,10 @@ def _feature_rows(feature_set: Any, rows: int) -> Any:  # noqa: ANN401  # a reco
         "feature_set": pa.repeat(feature_set.name, rows),
         "version": pa.repeat(pa.scalar(1, pa.int32()), rows),
         "revision": pa.repeat(pa.scalar(0, pa.int32()), rows),
+        "known_at": time,
+        "supersedes": pa.nulls(rows, pa.binary(16)),
+        "cause": pa.nulls(rows, pa.string()),
+        "retracted": pa.repeat(False, rows),  # noqa: FBT003  # a value
         "content_hash": pa.array([bytes(16)] * rows, pa.binary(16)),
     }
     drawn = pa.array(values)

@@ -60,6 +60,22 @@ def test_messages_come_in_order_with_rising_offsets(subject: Subject) -> None:
     assert [subject.bus.fetch(topic, partition, offset) for offset in reversed(offsets)] == messages[::-1]
 
 
+def test_reading_begins_at_any_message(subject: Subject) -> None:
+    """Where each message begins, and where the log ends, a reader can be put; nowhere behind that."""
+    topic, partition = subject.topics[0], subject.partitions[1]
+    assert subject.bus.first(topic, partition) == 0
+    subject.put(topic, partition, [b"one", b"", b"three", b"four" * 100])
+    found = read_all(subject.bus, topic, partition)
+    for place, (offset, _) in enumerate(found):
+        position = subject.bus.position_at(topic, partition, offset)
+        assert read_all(subject.bus, topic, partition, position) == found[place:]
+    end = subject.bus.end(topic, partition)
+    assert read_all(subject.bus, topic, partition, subject.bus.position_at(topic, partition, end)) == []
+    assert subject.bus.first(topic, partition) == found[0][0]
+    with pytest.raises(ResumeError):
+        subject.bus.position_at(topic, partition, end + 1)
+
+
 MESSAGES = st.lists(st.binary(max_size=30).map(lambda m: m.replace(b"\n", b"").replace(b"\r", b"")), max_size=12)
 SIZES = st.lists(st.integers(1, 5), min_size=1)
 REOPEN = st.lists(st.booleans(), min_size=1)

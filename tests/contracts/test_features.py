@@ -8,10 +8,12 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from operators.errors import ConfigError, ThrottledError, UnavailableError
 from stores.features import Features, OnlineRow, View, open_features, views_of
@@ -108,6 +110,23 @@ def test_what_is_written_is_served(store: Store, entity: str) -> None:
     assert store.features.read(VIEW, [entity]) == [OnlineRow(entity, time_us, values)]
 
 
+def test_what_is_not_served_to_the_bit_is_told_from_what_is(store: Store, entity: str) -> None:
+    """Another time, one bit of a value, a null for a value, a revision or an unknown entity make a row unlike."""
+    served = {"event_time": NOON_US + 5, "heat__count": 7, "heat__mean": 0.3, "heat__last": -0.0, "revision": 0}
+    changes: list[dict[str, object]] = [
+        {"event_time": NOON_US + 6}, {"heat__count": 8}, {"heat__mean": 0.1 + 0.2}, {"heat__mean": None},
+        {"heat__last": 0.0}, {"entity_id": f"{entity} nobody"},
+    ]  # fmt: skip
+    rows = [{"entity_id": f"{entity} {i}", **served} for i in range(len(changes) + 2)]
+    _write(store.features, *rows)
+    asked = feature_rows(VIEW, [row | change for row, change in zip(rows, [*changes, {}, {}], strict=True)])
+    found = store.features.unlike(VIEW, asked).tolist()
+    assert found[:-2] == [True] * len(changes)
+    if "redis" not in entity:
+        assert found[-2:] == [False, False]
+    assert len(store.features.unlike(VIEW, asked.slice(0, 0))) == 0
+
+
 def test_an_unknown_entity_is_none_at_its_place(store: Store, entity: str) -> None:
     """Reading gives one answer for each entity asked, in that order, twice if asked twice."""
     _write(store.features, _row(entity, 0, 1.0))
@@ -193,6 +212,37 @@ def test_preparing_twice_keeps_what_is_served(store: Store, entity: str) -> None
     assert _last(store.features, entity) == 1.0
 
 
+def test_an_entity_is_forgotten_in_every_view(store: Store, entity: str) -> None:
+    """Its rows go, those of others stay; a row that comes later is served, however old it is; twice is once."""
+    for view in VIEWS[:2]:
+        _write(store.features, _row(entity, 10, 1.0), _row(f"{entity}2", 10, 2.0), view=view)
+    again = store.reopen()
+    assert again.forget(entity) == 2
+    assert again.forget(entity) == 0
+    for view in VIEWS[:2]:
+        assert store.features.read(view, [entity]) == [None]
+        assert _last(store.features, f"{entity}2", view) == 2.0
+    _write(again, _row(entity, 0, 3.0))
+    assert _last(again, entity) == 3.0
+
+
+def test_no_byte_of_a_forgotten_entity_is_left_in_sqlite(tmp_path: Path) -> None:
+    """Neither in tables nor in what SQLite keeps of deleted rows."""
+    repository = feature_repository(tmp_path)
+    features = FeastFeatures(repository)
+    features.prepare(VIEWS)
+    name = "zyxq-unmistakable-7"
+    _write(features, *(_row(f"other-{n}", 0, 1.0) for n in range(300)), _row(name, 0, 1.0))
+
+    def holding() -> list[Path]:
+        return [p for p in tmp_path.rglob("*") if p.is_file() and name.encode() in p.read_bytes()]
+
+    assert holding()
+    assert features.forget(name) == 1
+    assert holding() == []
+    features.close()
+
+
 def test_an_unknown_view_is_a_matter_for_a_person(store: Store) -> None:
     """A view that nobody prepared is refused by name, for reading and writing."""
     stranger = View(replace(VIEW.feature_set, name="stranger"), VIEW.window)
@@ -263,6 +313,16 @@ class AwayFor:
         """Pass on."""
         self._fail()
         return self.inner.read(view, entity_ids)
+
+    def unlike(self, view: View, rows: pa.RecordBatch) -> NDArray[np.bool_]:
+        """Pass on."""
+        self._fail()
+        return self.inner.unlike(view, rows)
+
+    def forget(self, entity_id: str) -> int:
+        """Pass on."""
+        self._fail()
+        return self.inner.forget(entity_id)
 
     def close(self) -> None:
         """Pass on."""
