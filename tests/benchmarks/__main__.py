@@ -15,21 +15,31 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tests.benchmarks.asof import measure_joins
 from tests.benchmarks.documents import measure_documents
 from tests.benchmarks.events import Load, write_events
 from tests.benchmarks.fresh import Measurement, measure
 from tests.benchmarks.kafka import measure_kafka
+from tests.benchmarks.late import measure_late
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 PIPELINE = "tests.benchmarks.pipeline"
 PEERS = "tests.benchmarks.peers"
 ENTITIES = (100, 5_000, 100_000)
 RATES = {"dense": 10, "sparse": 1}
-_SECTIONS = {"signals": "# Benchmark results\n", "kafka": "\n## Signals over Kafka\n", "documents": "\n## Documents\n"}
+_SECTIONS = {
+    "signals": "# Benchmark results\n",
+    "late": "\n## Late events, archive, verify\n",
+    "joins": "\n## Point-in-time joins\n",
+    "kafka": "\n## Signals over Kafka\n",
+    "documents": "\n## Documents\n",
+}
 """How the part of RESULTS.md begins that each measures; they stand in this order."""
 
 _NATIVE_EVENTS = {("dense", 5_000): 300_000}
 _NATIVE_DEFAULT = 60_000
+_FULL_JOIN_BYTES = 22 << 30
+"""A machine needs so much memory for Feast's own join of 50,000 rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +90,10 @@ def _parts(chosen: argparse.Namespace) -> Iterator[str]:
             yield from _signals(Path(folder), chosen.events, chosen.repeat, only_main=chosen.only_main)
     if chosen.only_main:
         return
+    if "late" in wanted:
+        yield measure_late(chosen.events, chosen.repeat)
+    if "joins" in wanted:
+        yield measure_joins(full=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") > _FULL_JOIN_BYTES)
     if "kafka" in wanted:
         yield from measure_kafka(2 * chosen.events, repeat=chosen.repeat)
     if "documents" in wanted:

@@ -158,26 +158,40 @@ def measure_asof(*, full: bool = False) -> Iterator[AsofFigures]:
             yield AsofFigures(store, known, entities, entity_rows, found.seconds, found.peak_bytes / 2**20)
 
 
+def measure_joins(*, full: bool = False) -> str:
+    """The section of RESULTS.md. full: Feast's store at 50,000 entity rows too, which needs 20 GB."""
+    lines = [
+        "\n## Point-in-time joins\n",
+        (
+            f"`get_historical_features` over {FEATURE_ROWS:,} feature rows, {len(COLUMNS)} features, corrections of"
+            f" {_CORRECTED:.0%} of the rows: our offline store beside Feast's DuckDB store, each in a fresh process."
+            " *known*: the rows as they are known now, as they were on a date, or as they were when each was asked"
+            " for.\n"
+        ),
+        "| store | known | entities | earlier rows each | entity rows | s | peak MiB |\n|---|---|--:|--:|--:|--:|--:|",
+    ]
+    seconds: dict[tuple[str, int], float] = {}
+    for x in measure_asof(full=full):
+        seconds.setdefault((x.store, x.entity_rows), x.seconds)
+        name = "ours" if x.store == OURS else "Feast's"
+        earlier = FEATURE_ROWS // x.entities
+        lines.append(
+            f"| {name} | {x.known} | {x.entities:,} | {earlier:,} | {x.entity_rows:,} | {x.seconds:.2f} |"
+            f" {x.peak_mib:,.0f} |"
+        )
+    lines += [
+        f"\nFeast's / ours at {rows:,} entity rows: {time_s / seconds[OURS, rows]:.0f} ×"
+        for (store, rows), time_s in seconds.items()
+        if store == FEASTS
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Measure and print."""
     options = argparse.ArgumentParser(prog="python -m tests.benchmarks.asof", description=__doc__)
     options.add_argument("--full", action="store_true", help="Feast's store at 50,000 entity rows too (needs 20 GB)")
-    say = sys.stdout.write
-    say(f"{FEATURE_ROWS:,} feature rows, {len(COLUMNS)} features, corrections of {_CORRECTED:.0%} of the rows\n\n")
-    say(
-        "| store | known | entities | earlier rows each | entity rows | s | peak MiB |\n|---|---|--:|--:|--:|--:|--:|\n"
-    )
-    seconds: dict[tuple[str, int], float] = {}
-    for x in measure_asof(full=options.parse_args().full):
-        seconds.setdefault((x.store, x.entity_rows), x.seconds)
-        name = "ours" if x.store == OURS else "Feast's"
-        earlier = FEATURE_ROWS // x.entities
-        say(f"| {name} | {x.known} | {x.entities:,} | {earlier:,} | {x.entity_rows:,} ")
-        say(f"| {x.seconds:.2f} | {x.peak_mib:,.0f} |\n")
-        sys.stdout.flush()
-    for (store, rows), time_s in seconds.items():
-        if store == FEASTS:
-            say(f"\nFeast's / ours at {rows:,} entity rows: {time_s / seconds[OURS, rows]:.0f} ×\n")
+    sys.stdout.write(measure_joins(full=options.parse_args().full))
 
 
 if __name__ == "__main__":

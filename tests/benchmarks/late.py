@@ -102,24 +102,36 @@ def measure_late(events: int = 1_000_000, repeat: int = 3) -> str:
         load = Load(events, 5_000, 10, partitions=4)
         calm = [str(p) for p in write_events(folder / "calm", load)]
         late = [str(delayed(Path(p), folder / "late", load)) for p in calm]
-        _say("correct against drop")
-        correct = _pairs(repeat, ("signals", late, {"policy": "drop"}), ("signals", late, {"policy": "correct"}))
-        _say("archive")
-        archive = _pairs(repeat, ("signals", calm, {}), ("signals", calm, {"archive": True}))
-        _say("verify off the bus")
-        bus = _pairs(repeat, ("signals", calm, {}), ("verify", calm, {}))
-        _say("verify out of the archive")
-        archived = _pairs(repeat, ("signals", calm, {}), ("verify", calm, {"archive": True}))
+        rows = [row for online in (True, False) for row in _rows(repeat, calm, late, online=online)]
     return (
         "\n## Late events, archive, verify\n\n"
         f"{events:,} events of 5,000 entities, dense, 4 partitions, one worker; pairs of runs, medians of {repeat}, on"
-        f" {os.cpu_count()} shared cores. *clock* and *processor*: seconds of the second as a share of the first's.\n\n"
-        "| first | second | first, s | second, s | clock | processor |\n|---|---|--:|--:|--:|--:|\n"
-        + _row(f"`drop`, {LATE_SHARE:.0%} late", "`correct`", correct)
-        + _row("no archive", "archive", archive)
-        + _row("live", "verify, off the bus", bus)
-        + _row("live", "verify, out of the archive", archived)
+        f" {os.cpu_count()} shared cores. *clock* and *processor*: seconds of the second as a share of the first's."
+        " *to*: into Parquet and Feast's SQLite online store, as by default, or Parquet alone.\n\n"
+        "| to | first | second | first, s | second, s | clock | processor |\n|---|---|---|--:|--:|--:|--:|\n"
+        + "".join(rows)
     )
+
+
+def _rows(repeat: int, calm: list[str], late: list[str], *, online: bool) -> Iterator[str]:
+    """The lines of the table with the online store, or without."""
+    to = "Parquet, online store" if online else "Parquet"
+    off: dict[str, object] = {"online": online}
+    on = off | {"archive": True}
+    cases: tuple[tuple[str, str, _Target, _Target], ...] = (
+        (
+            f"`drop`, {LATE_SHARE:.0%} late",
+            "`correct`",
+            ("signals", late, off | {"policy": "drop"}),
+            ("signals", late, off | {"policy": "correct"}),
+        ),
+        ("no archive", "archive", ("signals", calm, off), ("signals", calm, on)),
+        ("live", "verify, off the bus", ("signals", calm, off), ("verify", calm, off)),
+        ("live, archive", "verify, out of the archive", ("signals", calm, on), ("verify", calm, on)),
+    )
+    for first, second, one, other in cases:
+        _say(f"{second} against {first}, {to}")
+        yield _row(to, first, second, _pairs(repeat, one, other))
 
 
 def delayed(path: Path, folder: Path, load: Load) -> Path:
@@ -155,12 +167,12 @@ def _cost(name: str, paths: list[str], arguments: dict[str, object]) -> _Cost:
     return _Cost(done.seconds, cpu_s, done.events)
 
 
-def _row(first: str, second: str, found: list[list[_Cost]]) -> str:
+def _row(to: str, first: str, second: str, found: list[list[_Cost]]) -> str:
     one, two = found
     clock = median(b.seconds / a.seconds for a, b in zip(one, two, strict=True))
     processor = median(b.cpu_s / a.cpu_s for a, b in zip(one, two, strict=True))
     times = " | ".join(f"{median(c.seconds for c in costs):.2f}" for costs in found)
-    return f"| {first} | {second} | {times} | {clock:.2f} × | {processor:.2f} × |\n"
+    return f"| {to} | {first} | {second} | {times} | {clock:.2f} × | {processor:.2f} × |\n"
 
 
 def _timed(report: str, work: Callable[[], int]) -> tuple[int, float]:
