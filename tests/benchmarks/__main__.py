@@ -213,7 +213,7 @@ def _online() -> str:
 
 
 def _stages(folder: Path, events: int) -> str:
-    text = "\nShare of the time by stage, one worker, 5,000 entities:\n\n"
+    text = "\nShare of the processor time by stage, in all threads, one worker, 5,000 entities:\n\n"
     shares: dict[str, dict[str, float]] = {}
     for load in RATES:
         _say(f"stages, {load}")
