@@ -126,6 +126,28 @@ def transaction(connection: sqlite3.Connection, kind: str = "IMMEDIATE") -> Iter
         raise
 
 
+def lay_tables(
+    connection: sqlite3.Connection, version: int, lay: Callable[[sqlite3.Connection], None], what: str
+) -> None:
+    """Let `lay` make the tables of a file that has none yet, once, whichever process comes first.
+
+    what: begins the sentence about a file of another version, as "held events `x` are". Raises ConfigError for one.
+    """
+    if _version(connection) == version:
+        return
+    with transaction(connection):
+        found = _version(connection)  # again, since another process may have been faster
+        if found == 0:
+            lay(connection)
+            connection.execute(f"PRAGMA user_version = {version}")
+        elif found != version:
+            raise ConfigError(f"{what} of format {found}, this Headrace knows {version}; upgrade Headrace")
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
 def _configure(connection: sqlite3.Connection) -> None:
     if connection.execute("PRAGMA auto_vacuum").fetchone() != (_INCREMENTAL,):  # to set it again writes to the file
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # heeded by a new file only

@@ -25,7 +25,7 @@ from stores.offline.port import PartitionKey, Staged, Withheld
 from stores.row_states import pack_rows, unpack_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from operators.feature_sets import FeatureSet, FeatureSets
     from stores.features.port import Features
@@ -92,21 +92,27 @@ class Delivery:
 
 def partitioned(blocks: Sequence[RowBlock], sets: FeatureSets) -> Tables:
     """Return the rows as one table for each partition of the offline store, sorted; rows stand as they came."""
-    tables: dict[PartitionKey, list[pa.Table]] = {}
-    for declared, mine in by_set(blocks, sets):
-        for spec, date, table in to_tables(mine, declared):
-            key = PartitionKey(declared.name, declared.version, declared.windows[spec].folder, date)
-            tables.setdefault(key, []).append(table)
-    return {key: pa.concat_tables(some) for key, some in sorted(tables.items())}
+    return _joined(
+        (PartitionKey(declared.name, declared.version, declared.windows[spec].folder, date), table)
+        for declared, mine in by_set(blocks, sets)
+        for spec, date, table in to_tables(mine, declared)
+    )
 
 
 def _tables_of(waiting: list[Rows], sets: FeatureSets) -> Tables:
     """`partitioned` of all rows, in their order; what another thread has begun is not done again."""
-    tables: dict[PartitionKey, list[pa.Table]] = {}
+    parts: list[tuple[PartitionKey, pa.Table]] = []
     for begun, some in groupby(waiting, lambda rows: rows.ahead if rows.ahead and not rows.ahead.cancel() else None):
         laid = begun.result() if begun is not None else partitioned([b for rows in some for b in rows.blocks], sets)
-        for key, table in laid.items():
-            tables.setdefault(key, []).append(table)
+        parts += laid.items()
+    return _joined(parts)
+
+
+def _joined(parts: Iterable[tuple[PartitionKey, pa.Table]]) -> Tables:
+    """One table for each partition, in the order of the parts."""
+    tables: dict[PartitionKey, list[pa.Table]] = {}
+    for key, table in parts:
+        tables.setdefault(key, []).append(table)
     return {key: pa.concat_tables(some) for key, some in sorted(tables.items())}
 
 

@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from pathlib import Path
 
-from operators.errors import ConfigError
 from operators.records import DeadLetter
 from stores.deadletters.port import EVERY_LETTER, LetterFilter, LetterHead, check_limit, head_of, storable
-from stores.sqlite import BUSY_S, SqliteFile, transaction
+from stores.sqlite import BUSY_S, SqliteFile, lay_tables, transaction
 
 FORMAT = 1
 """Version of the tables, kept in the file's `user_version`; 0 is a file without tables."""
@@ -136,22 +135,12 @@ class SqliteDeadLetters:
         self._file.close()
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        if _format(connection) == FORMAT:
-            return
-        with transaction(connection):
-            found = _format(connection)  # again, since another process may have been faster
-            if found == 0:
-                connection.execute(_TABLES)
-                connection.execute(_INDEX)
-                connection.execute(f"PRAGMA user_version = {FORMAT}")
-            elif found != FORMAT:
-                raise ConfigError(
-                    f"dead letters `{self._path}` are of format {found}, this Headrace knows {FORMAT}; upgrade Headrace"
-                )
+        lay_tables(connection, FORMAT, _lay, f"dead letters `{self._path}` are")
 
 
-def _format(connection: sqlite3.Connection) -> int:
-    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+def _lay(connection: sqlite3.Connection) -> None:
+    connection.execute(_TABLES)
+    connection.execute(_INDEX)
 
 
 def _bound(which: LetterFilter) -> dict[str, str | int | None]:

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from operators.errors import ConfigError
 from operators.forgotten import SALT_BYTES, Forgotten, Kind, name_hash, quick_hash
 from stores.forgotten.port import MARK_DIGITS, ForgottenName
-from stores.sqlite import BUSY_S, SqliteFile, transaction
+from stores.sqlite import BUSY_S, SqliteFile, lay_tables
 
 FORMAT = 1
 """Version of the tables, kept in the file's `user_version`; 0 is a file without tables."""
@@ -82,20 +81,10 @@ class SqliteForgotten:
         self._file.close()
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        if _format(connection) == FORMAT:
-            return
-        with transaction(connection):
-            found = _format(connection)  # again, since another process may have been faster
-            if found == 0:
-                for table in _TABLES:
-                    connection.execute(table)
-                connection.execute("INSERT INTO salt VALUES (?)", (os.urandom(SALT_BYTES),))
-                connection.execute(f"PRAGMA user_version = {FORMAT}")
-            elif found != FORMAT:
-                raise ConfigError(
-                    f"the list `{self._path}` is of format {found}, this Headrace knows {FORMAT}; upgrade Headrace"
-                )
+        lay_tables(connection, FORMAT, _lay, f"the list `{self._path}` is")
 
 
-def _format(connection: sqlite3.Connection) -> int:
-    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+def _lay(connection: sqlite3.Connection) -> None:
+    for table in _TABLES:
+        connection.execute(table)
+    connection.execute("INSERT INTO salt VALUES (?)", (os.urandom(SALT_BYTES),))

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
 
-from operators.errors import ConfigError
 from stores.holding.port import HeldEvent
-from stores.sqlite import BUSY_S, SqliteFile, transaction
+from stores.sqlite import BUSY_S, SqliteFile, lay_tables
 
 FORMAT = 1
 """Version of the tables, kept in the file's `user_version`; 0 is a file without tables."""
@@ -121,18 +120,7 @@ class SqliteHolding:
         self._file.close()
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        if _format(connection) == FORMAT:
-            return
-        with transaction(connection):
-            found = _format(connection)  # again, since another process may have been faster
-            if found == 0:
-                connection.execute(_TABLES)
-                connection.execute(_INDEX)
-                connection.execute(f"PRAGMA user_version = {FORMAT}")
-            elif found != FORMAT:
-                raise ConfigError(
-                    f"held events `{self._path}` are of format {found}, this Headrace knows {FORMAT}; upgrade Headrace"
-                )
+        lay_tables(connection, FORMAT, _lay, f"held events `{self._path}` are")
 
 
 def _places(connection: sqlite3.Connection, event_ids: Sequence[str] | None) -> list[int]:
@@ -143,5 +131,6 @@ def _places(connection: sqlite3.Connection, event_ids: Sequence[str] | None) -> 
     return [int(p) for (p,) in sorted(found, key=lambda row: connection.execute(_IN_ORDER, row).fetchone())]
 
 
-def _format(connection: sqlite3.Connection) -> int:
-    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+def _lay(connection: sqlite3.Connection) -> None:
+    connection.execute(_TABLES)
+    connection.execute(_INDEX)
