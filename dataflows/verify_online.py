@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from stores.offline.port import PartitionKey
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from concurrent.futures import ThreadPoolExecutor
     from datetime import datetime
 
     from numpy.typing import NDArray
@@ -32,22 +32,30 @@ ENTITIES_MAX = 20_000
 _SECOND_US = 1_000_000
 _DAY_US = 86_400_000_000
 
-_Of = tuple["FeatureSet", "WindowSpec"]
+Of = tuple["FeatureSet", "WindowSpec"]
+"""A window of a feature set."""
 
 
 class OnlineLook:
-    """Gathers the newest rows of the history while it is read, then compares them with what is served."""
+    """Gathers the newest rows of the history while it is read, then compares them with what is served.
 
-    def __init__(self, settings: Settings, sets: FeatureSets, state: RunState) -> None:
-        """state: what it says is on its way to the online store is not compared."""
-        self._settings = settings
-        self._sets = sets
+    Windows may be looked at in several threads, each in one.
+    """
+
+    def __init__(self, settings: Settings, sets: FeatureSets, state: RunState, threads: ThreadPoolExecutor) -> None:
+        """state: what it says is on its way to the online store is not compared. threads: have the store opened."""
         self._on = settings.online_store != "none"
-        self._newest: dict[_Of, pa.Table] = {}
-        self._buckets: dict[_Of, int] = {}
+        self._newest: dict[Of, pa.Table] = {}
+        self._buckets: dict[Of, int] = {}
         self._on_the_way = _entities(state) if self._on else {}
+        self._features = threads.submit(features_of, settings, sets)
 
-    def note(self, of: _Of, rows: pa.Table) -> None:
+    def close(self) -> None:
+        """Close the store, if it could be opened."""
+        if self._features.exception() is None and (features := self._features.result()) is not None:
+            features.close()
+
+    def note(self, of: Of, rows: pa.Table) -> None:
         """Take rows of the history of one window."""
         if not self._on or rows.num_rows == 0:
             return
@@ -60,22 +68,19 @@ class OnlineLook:
             mine = _of_buckets(mine, buckets)
         self._newest[of], self._buckets[of] = mine, buckets
 
-    def differences(self) -> tuple[list[Difference], int | None]:
-        """What differs, and how many rows were compared; None without an online store."""
-        if not self._on:
-            return [], None
-        features = features_of(self._settings, self._sets)
-        assert features is not None  # ONLINE_STORE is not none
+    def differences(self, of: Of) -> tuple[list[Difference], int]:
+        """What differs in a window, and how many rows were compared."""
+        features = self._features.result()
+        if features is None or of not in self._newest:
+            return [], 0
         found: list[Difference] = []
         compared = 0
-        with closing(features):
-            for of, rows in self._newest.items():
-                on_the_way = self._on_the_way.get((of[0].name, of[0].version, of[1].folder), frozenset())
-                for difference in self._compare(features, View(*of), rows, on_the_way):
-                    if difference is None:
-                        compared += 1
-                    else:
-                        found.append(difference)
+        on_the_way = self._on_the_way.get((of[0].name, of[0].version, of[1].folder), frozenset())
+        for difference in self._compare(features, View(*of), self._newest[of], on_the_way):
+            if difference is None:
+                compared += 1
+            else:
+                found.append(difference)
         return found, compared
 
     def _compare(

@@ -7,8 +7,9 @@ Where the digests differ, that part of both is looked at row by row.
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,7 +20,7 @@ from dataflows.recompute import Options, Recomputed, recompute
 from dataflows.run_state import state_of
 from dataflows.runner import Beside
 from dataflows.set_versions import folder_of, sets_run_together
-from dataflows.verify_online import OnlineLook
+from dataflows.verify_online import Of, OnlineLook
 from dataflows.verify_rows import (
     Difference,
     ExpectedRows,
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
     from dataflows.config import Settings
     from dataflows.run_state import RunState
-    from operators.feature_sets import FeatureSet, WindowSpec
+    from operators.feature_sets import FeatureSet
     from stores.offline.port import OfflineStore
 
 _COMPARED = (
@@ -158,14 +159,13 @@ def _look(
         options = Options(len(cuts), _bound(settings), event_bytes_max=settings.event_bytes_max)
         waiting = _Waiting(state, sets)
         totals = Totals(sets, cuts, selection)
-        online = OnlineLook(settings, sets, state)
-        history = _History(store, settings.offline_data_path, sets, waiting, _cut(state), online)
-        with ThreadPoolExecutor(1, "history") as beside_it:
-            stored_later = beside_it.submit(history.sums, selection)
-            served_later = beside_it.submit(online.differences)  # behind it, since it compares what that has read
+        with _threads() as threads, closing(OnlineLook(settings, sets, state, threads)) as online:
+            history = _History(store, settings.offline_data_path, sets, waiting, _cut(state), online)
+            windows = [threads.submit(history.look, of, keys) for of, keys in history.windows(selection)]
             done = recompute(sets, log.feeds, options, totals)
             _check_whole(done, state)
-            stored = stored_later.result()
+            seen = [window.result() for window in windows]
+        stored = {key: sums for window in seen for key, sums in window.stored.items()}
         look.checked += totals.rows
         look.open_rows += totals.open_rows
         look.waiting += waiting.rows
@@ -177,10 +177,20 @@ def _look(
             expected = ExpectedRows(sets, cuts, parts)
             recompute(sets, log.feeds, options, expected)
             found += differences_in(store, sets, expected, parts, waiting.tables, _cut(state))
-        served, compared = served_later.result()
-        if compared is not None:
-            look.online = (look.online or 0) + compared
-        return sorted([*found, *served], key=lambda difference: difference.order)
+        if settings.online_store != "none":
+            look.online = (look.online or 0) + sum(window.compared for window in seen)
+        found += [difference for window in seen for difference in window.served]
+        return sorted(found, key=lambda difference: difference.order)
+
+
+@contextmanager
+def _threads() -> Iterator[ThreadPoolExecutor]:
+    """Threads for what is read, one a core; what they have not begun is not done if something else fails."""
+    with ThreadPoolExecutor(os.cpu_count() or 1, "history") as pool:
+        try:
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _bound(settings: Settings) -> int:
@@ -223,6 +233,14 @@ class _Sums(NamedTuple):
     unreadable: str | None
 
 
+class _Window(NamedTuple):
+    """What was seen of a window. served: what differs online; compared: so many rows were."""
+
+    stored: dict[PartitionKey, _Sums]
+    served: list[Difference]
+    compared: int
+
+
 @dataclass(frozen=True, slots=True)
 class _History:
     """The store while it is looked at. cut: see `before_cut`."""
@@ -234,14 +252,22 @@ class _History:
     cut: int | None
     online: OnlineLook
 
-    def sums(self, selection: Selection) -> dict[PartitionKey, _Sums]:
-        """Read every selected row once."""
-        declared = {(s.name, s.version, w.folder): (s, w) for s in self.sets.sets for w in s.windows}
+    def windows(self, selection: Selection) -> Iterator[tuple[Of, list[PartitionKey]]]:
+        """Yield each window that has selected rows, with its partitions in order."""
         known = {*partitions_in(self.root, selection), *(key for key in self.waiting.tables if selection.takes(key))}
-        found = ((key, declared.get((key.feature_set, key.version, key.window))) for key in sorted(known))
-        return {key: self._read(key, of) for key, of in found if of is not None}
+        for declared in self.sets.sets:
+            for spec in declared.windows:
+                mine = declared.name, declared.version, spec.folder
+                keys = sorted(key for key in known if (key.feature_set, key.version, key.window) == mine)
+                if keys:
+                    yield (declared, spec), keys
 
-    def _read(self, key: PartitionKey, of: tuple[FeatureSet, WindowSpec]) -> _Sums:
+    def look(self, of: Of, keys: list[PartitionKey]) -> _Window:
+        """Read every row of these partitions of a window once, then compare the newest with what is served."""
+        stored = {key: self._read(key, of) for key in keys}
+        return _Window(stored, *self.online.differences(of))
+
+    def _read(self, key: PartitionKey, of: Of) -> _Sums:
         totals, wrong = no_buckets(1), np.zeros(BUCKETS, np.bool_)
         one = Selection(key.feature_set, key.version, key.window, key.date, key.date)
         try:

@@ -44,12 +44,14 @@ _UPSERT = (
 """?1: values, each in ?5 bytes. ?2: how long each is, a byte; ?3: the bytes 0, 1, 2, … by which that is looked up."""
 
 _UNLIKE = (
-    "SELECT DISTINCT k.i FROM headrace_keys AS k CROSS JOIN headrace_names AS n"
-    " LEFT JOIN {table} AS t ON t.entity_key = k.entity_key AND t.feature_name = n.name"
-    " WHERE t.event_ts IS NOT k.event_ts OR t.value IS NOT"
+    "SELECT i FROM headrace_keys EXCEPT"
+    " SELECT k.i FROM headrace_keys AS k CROSS JOIN {table} AS t ON t.entity_key = k.entity_key"
+    " CROSS JOIN headrace_names AS n ON n.name = t.feature_name"
+    " WHERE t.event_ts IS k.event_ts AND t.value IS"
     " substr(?1, (k.i * ?4 + n.j) * ?5 + 1, instr(?3, substr(?2, k.i * ?4 + n.j + 1, 1)) - 1)"
+    " GROUP BY k.i HAVING count(*) = ?4"
 )
-"""Parameters as in the upsert."""
+"""Parameters as in the upsert. It goes through the values as they lie: to look each one up takes half as long again."""
 
 _STORED = (
     "SELECT entity_key FROM headrace_keys AS k"
@@ -128,9 +130,11 @@ def _fill_keys(connection: sqlite3.Connection, keys: Sequence[bytes], times_s: S
 
 def _fill_names(connection: sqlite3.Connection, names: Sequence[str]) -> None:
     """Tell SQLite the names of the values, numbered, in a temporary table."""
-    connection.execute("CREATE TEMP TABLE IF NOT EXISTS headrace_names (j INTEGER PRIMARY KEY, name TEXT)")
+    connection.execute(
+        "CREATE TEMP TABLE IF NOT EXISTS headrace_names (name TEXT PRIMARY KEY, j INTEGER) WITHOUT ROWID"
+    )
     connection.execute("DELETE FROM headrace_names")
-    connection.executemany("INSERT INTO headrace_names VALUES (?, ?)", enumerate(names))
+    connection.executemany("INSERT INTO headrace_names (j, name) VALUES (?, ?)", enumerate(names))
 
 
 def _encoded(rows: pa.RecordBatch, columns: Sequence[str]) -> tuple[bytes, bytes]:
