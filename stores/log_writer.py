@@ -11,7 +11,7 @@ from operators.packing import pack, unpack
 
 Item = TypeVar("Item")
 Append = Callable[[list[Message], int], int]
-"""(messages, at) → the place after them; repeating it changes nothing, and no messages are no work."""
+"""(messages, at) → the place after them; repeating it changes nothing. No messages: `at` is where the log must be."""
 
 APPENDED_MAX = 16_384
 """Messages of one append, which bounds memory and the time that a transaction takes."""
@@ -30,7 +30,7 @@ class OneLater(Generic[Item]):
     ) -> None:
         """Send what the resumed snapshot held. durable: see Delivery.
 
-        send: (items, at) → the place after them; no items are no work. resumed: place and items.
+        send: (items, at) → the place after them; no items: `at` is where the log must be. resumed: place and items.
         at_once: send at the snapshot itself, for a log that cannot tell a repeat: only a crash repeats anything.
         """
         self._send = send
@@ -39,6 +39,7 @@ class OneLater(Generic[Item]):
         self._at, self._ready = resumed
         self._waiting: list[Item] = []
         self._flush()
+        self._flush()  # with nothing: a log that is further than the snapshot's items says so, now that none is left
 
     def take(self, items: Iterable[Item]) -> None:
         """Take items."""

@@ -21,6 +21,7 @@ from dataflows.buses.kafka import KafkaBus
 from dataflows.observability.events import Event, PlaceForgotten, watch
 from operators.errors import ConfigError, ResumeError, UnavailableError
 from operators.messages import Message
+from stores.log_writer import LogWriter
 from tests.crash.kafka_append import WRITER, batch, place
 from tests.flows import ROOT
 from tests.kafka_flows import consume_all
@@ -92,6 +93,26 @@ def test_two_writers_of_one_name_write_everything_once(kafka: str, topic: str, b
     assert values(kafka, topic) == batches(3)
     with pytest.raises(ResumeError, match="another copy"):
         bus.append(topic, WRITER, keyed(b"x"), at=place(3) + 1)
+
+
+def test_a_snapshot_that_is_older_than_the_log_is_refused(kafka: str, topic: str, bus: KafkaBus) -> None:
+    """A folder out of a backup: what follows would be taken for repeats. The last snapshot but one is right."""
+    writer = logging_to(bus, topic)
+    states = []
+    for value in (b"a", b"b", b"c", b"d"):
+        writer.write(keyed(value))
+        states.append(writer.snapshot())
+    for old in states[:2]:
+        with closing(KafkaBus(kafka, properties={})) as again, pytest.raises(ResumeError, match="another copy"):
+            logging_to(again, topic, old)
+    with closing(KafkaBus(kafka, properties={})) as again:
+        logging_to(again, topic, states[2])
+    assert values(kafka, topic) == [b"a", b"b", b"c"]
+
+
+def logging_to(bus: KafkaBus, topic: str, resume: bytes | None = None) -> LogWriter:
+    """A writer that owns the name `w` on the topic."""
+    return LogWriter(lambda messages, at: bus.append(topic, "w", messages, at=at), resume, durable=True)
 
 
 def test_a_message_that_is_too_large_is_named_and_blocks_nobody(kafka: str, bus: KafkaBus) -> None:

@@ -48,3 +48,10 @@ def in_plain_words(reason: str) -> str:
             known = reason.partition("supported mechanisms: ")[2].partition(" ")[0]
             return words.format(mechanisms=f"; it knows {known.replace(',', ', ')}" if known else "")
     return reason
+
+
+def code_of(error: Exception) -> int | None:
+    """Kafka's code, if it is an error of its client's."""
+    from confluent_kafka import KafkaException
+
+    return int(error.args[0].code()) if isinstance(error, KafkaException) else None

@@ -13,7 +13,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from dataflows.buses.kafka_reasons import in_plain_words
+from dataflows.buses.kafka_reasons import code_of, in_plain_words
 from dataflows.observability.events import PlaceForgotten, tell
 from operators.errors import ConfigError, FatalError, HeadraceError, ResumeError, UnavailableError
 
@@ -116,15 +116,22 @@ class KafkaWriter:
         self._begun = False
         self._singly = False
         self._keep_at = 0.0
+        self._sure = False
         self._lock = threading.Lock()
 
     def append(self, messages: Sequence[Message], *, at: int) -> int:
-        """See WritableBus. Raises UnavailableError if the run is to end and the brokers are away."""
+        """See WritableBus. Raises UnavailableError if the run is to end and the brokers are away.
+
+        No messages: `at` is where the writer is; from then on only what has failed is taken for a repeat.
+        """
         with self._lock:
             if messages:
                 return int(self._patiently(lambda: self._append(messages, at)))
-            if at > 0 and not self._at_least_once and time.monotonic() >= self._keep_at:
-                self._keep(at)
+            if at > 0 and not self._at_least_once:
+                if not self._sure:
+                    self._patiently(lambda: self._check(at))
+                if time.monotonic() >= self._keep_at:
+                    self._keep(at)
             return at
 
     def written(self) -> int:
@@ -147,17 +154,23 @@ class KafkaWriter:
         place = self._known_place()
         if place is None and at > 0:
             tell(PlaceForgotten(self._topic, self._name, at))
-        if place is not None and place >= after:
+        if place is not None and (place == after or (place > after and not self._sure)):
             return after
-        if place is not None and place != at:
-            raise ResumeError(
-                f"`{self._name}` has written {place} messages to topic `{self._topic}`, and not {at}: RECOVERY_DIR is"
-                " another copy, or two runs share it; start anew with an empty one"
-            )
+        self._check(at, sure=self._sure)
         self._begin()
         self._send(messages)
         self._commit(after)
         return after
+
+    def _check(self, at: int, *, sure: bool = True) -> None:
+        """Raise ResumeError unless the writer is at this place. sure: what comes next is no repeat."""
+        place = self._known_place()
+        if place not in (None, at):
+            raise ResumeError(
+                f"`{self._name}` has written {place} messages to topic `{self._topic}`, and not {at}: RECOVERY_DIR is"
+                " another copy, or two runs share it; start anew with an empty one"
+            )
+        self._sure = sure
 
     def _known_place(self) -> int | None:
         """How far the writer has come; None if nothing was written, or Kafka has forgotten it."""
@@ -224,7 +237,7 @@ class KafkaWriter:
                 except BufferError:
                     self._make_room()
                 except Exception as error:
-                    if _code(error) in _TOO_LARGE:
+                    if code_of(error) in _TOO_LARGE:
                         raise self._too_large(len(value)) from error
                     raise
 
@@ -343,7 +356,7 @@ class KafkaWriter:
         """What a failure means to the caller; UnavailableError: try again, with a new connection."""
         if isinstance(error, HeadraceError):
             return error
-        code = _code(error)
+        code = code_of(error)
         if code is None:
             raise error
         told = error.args[0]
@@ -354,10 +367,9 @@ class KafkaWriter:
             )
         if code in _TOO_LARGE:
             return self._too_large(None)
-        text = in_plain_words(told.str())
         if code == _INVALID_ARGUMENT:
             return ConfigError(f"Kafka's client refuses a property in KAFKA_CONFIG: {told.name()}")
-        return UnavailableError(f"topic `{self._topic}` cannot be written to now: {text}")
+        return UnavailableError(f"topic `{self._topic}` cannot be written to now: {in_plain_words(told.str())}")
 
     def _too_large(self, size: int | None) -> _TooLargeError:
         said = "a message" if size is None else f"a message of {size} bytes"
@@ -381,13 +393,6 @@ class KafkaWriter:
 def missing_topic(topic: str) -> ConfigError:
     """The error about a topic that is to be written to and does not exist."""
     return ConfigError(f"topic `{topic}` does not exist on KAFKA_BROKERS; `headrace topics create` makes what lacks")
-
-
-def _code(error: Exception) -> int | None:
-    """Kafka's code, if it is an error of its client's."""
-    from confluent_kafka import KafkaException
-
-    return int(error.args[0].code()) if isinstance(error, KafkaException) else None
 
 
 def _other(error: BaseException, raised: BaseException) -> BaseException | None:
