@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from operators.compiled import kernel
@@ -11,16 +10,24 @@ from operators.simd import copy_vector
 
 _VECTOR = 32
 
+SPARE = _VECTOR
+"""Bytes behind the strings that `gather_spans` may write to."""
+
 
 def gather_spans(
-    data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]
+    data: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    out: NDArray[np.uint8] | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Return the strings data[starts[i]:starts[i] + lengths[i]] end to end, and int64 (n + 1,), where each begins."""
+    """Return the strings data[starts[i]:starts[i] + lengths[i]] end to end, and int64 (n + 1,), where each begins.
+
+    out: where they are put, with room for SPARE bytes more; None: in memory of their own.
+    """
     ends = np.zeros(len(starts) + 1, np.int64)
     np.cumsum(lengths, out=ends[1:])
     size = int(ends[-1])
-    # Arrow's pool keeps pages that were touched before: fresh ones would take longer than the copy.
-    out = np.frombuffer(pa.allocate_buffer(size + _VECTOR), np.uint8)
+    out = np.empty(size + SPARE, np.uint8) if out is None else out
     view = np.ascontiguousarray(data).view()
     view.flags.writeable = False  # the one kind of array that the kernel is compiled for
     _gather(view, np.ascontiguousarray(starts, np.int64), ends, out)

@@ -13,12 +13,14 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from threading import Condition
+from threading import Condition, Lock
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import pyarrow as pa
 
 from operators.packing import pack, unpack_meta
+from operators.spans import SPARE
 from stores.archive.columns import (
     DAY_US,
     Messages,
@@ -37,6 +39,8 @@ from stores.writers import EPOCHS_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from numpy.typing import NDArray
 
     from stores.archive.port import Archive, StagedFile
 
@@ -61,8 +65,36 @@ _FILES_MAX = 64
 _MESSAGE_BYTES = 64
 """What a message takes beside its own bytes, about."""
 
+_KEPT_BYTES_MIN = 1 << 20
+_KEPT_BYTES_MAX = 64 << 20
+"""Of memory that is kept to be used again."""
+
 _Piece = Messages | Verdicts
 _Group = tuple[ArchiveKey, str]
+
+
+class Buffers:
+    """Memory that is used again: into pages that nobody has touched yet a copy takes three times as long."""
+
+    def __init__(self) -> None:
+        """Keep nothing yet."""
+        self._free: list[NDArray[np.uint8]] = []
+        self._lock = Lock()
+
+    def take(self, size_bytes: int) -> NDArray[np.uint8]:
+        """A buffer of at least so many bytes, uint8 (n,), that nobody else has."""
+        with self._lock:
+            for place, buffer in enumerate(self._free):
+                if size_bytes <= len(buffer) <= 4 * size_bytes:
+                    return self._free.pop(place)
+        large = size_bytes >= _KEPT_BYTES_MIN
+        return np.empty(1 << size_bytes.bit_length() if large else size_bytes, np.uint8)
+
+    def give(self, buffer: NDArray[np.uint8]) -> None:
+        """Take back a buffer that nobody looks at any more."""
+        with self._lock:
+            if len(buffer) >= _KEPT_BYTES_MIN and sum(map(len, self._free)) + len(buffer) <= _KEPT_BYTES_MAX:
+                self._free.append(buffer)
 
 
 class Background:
@@ -73,6 +105,7 @@ class Background:
 
     def __init__(self, bytes_max: int = 96 << 20) -> None:
         """bytes_max: of all work that is not done, but for one piece, which may be larger."""
+        self.buffers = Buffers()
         self._bytes_max = bytes_max
         self._held = 0
         self._changed = Condition()
@@ -99,9 +132,10 @@ class Background:
 
 @dataclass(slots=True)
 class _Waiting:
-    """Pieces that will be one or more row groups."""
+    """Pieces that will be one or more row groups. buffers: those that hold their bytes."""
 
     pieces: list[_Piece] = field(default_factory=list)
+    buffers: list[NDArray[np.uint8]] = field(default_factory=list)
     rows: int = 0
     size_bytes: int = 0
 
@@ -155,16 +189,17 @@ class ArchiveWriter:
         """Take the next messages of a partition, in the order of its log; the caller may use its buffer again."""
         self._check()
         for day, index in by_day(messages.day):
-            mine = owned(messages, index)
-            size_bytes = len(mine.raw.data) + _MESSAGE_BYTES * len(mine)
-            self._add((ArchiveKey("signals", date_of(day)), mine.raw.partition), mine, size_bytes)
+            lengths = messages.raw.lengths if index is None else messages.raw.lengths[index]
+            buffer = self._background.buffers.take(int(lengths.sum()) + SPARE)
+            group = ArchiveKey("signals", date_of(day)), messages.raw.partition
+            self._add(group, owned(messages, index, buffer), buffer)
 
     def judge(self, verdicts: Verdicts) -> None:
         """Take what was found out about messages, of this writer or of others, read in this epoch or earlier."""
         self._check()
         for day, index in by_day(verdicts.event_time // DAY_US):
             mine = chosen(verdicts, index)
-            self._add((ArchiveKey("verdicts", date_of(day)), ""), mine, _MESSAGE_BYTES * len(mine))
+            self._add((ArchiveKey("verdicts", date_of(day)), ""), mine)
 
     def snapshot(self) -> bytes:
         """Publish what the last snapshot staged, make durable what came since, and return the state."""
@@ -188,9 +223,13 @@ class ArchiveWriter:
         self._gather(0)
         self._publish()
 
-    def _add(self, group: _Group, piece: _Piece, size_bytes: int) -> None:
+    def _add(self, group: _Group, piece: _Piece, buffer: NDArray[np.uint8] | None = None) -> None:
+        size_bytes = _MESSAGE_BYTES * len(piece)
         waiting = self._waiting.setdefault(group, _Waiting())
         waiting.pieces.append(piece)
+        if buffer is not None:
+            waiting.buffers.append(buffer)
+            size_bytes += len(buffer)
         waiting.rows += len(piece)
         waiting.size_bytes += size_bytes
         self._waiting_bytes += size_bytes
@@ -203,10 +242,11 @@ class ArchiveWriter:
         """Hand what waits for these groups, all of one key, over to be written together."""
         taken = [self._waiting.pop(group) for group in groups]
         pieces = [piece for waiting in taken for piece in waiting.pieces]
+        buffers = [buffer for waiting in taken for buffer in waiting.buffers]
         size_bytes = sum(waiting.size_bytes for waiting in taken)
         self._waiting_bytes -= size_bytes
         key = groups[0][0]
-        self._work.append(self._background.submit(lambda: self._append(key, pieces), size_bytes))
+        self._work.append(self._background.submit(lambda: self._append(key, pieces, buffers), size_bytes))
 
     def _stage(self) -> None:
         """Have everything that was taken durable in finished files."""
@@ -259,8 +299,8 @@ class ArchiveWriter:
         while self._work and self._work[0].done():
             self._work.popleft().result()
 
-    def _append(self, key: ArchiveKey, pieces: Iterable[_Piece]) -> None:
-        """Beside: write the pieces as row groups of the key's open file."""
+    def _append(self, key: ArchiveKey, pieces: Iterable[_Piece], buffers: Iterable[NDArray[np.uint8]]) -> None:
+        """Beside: write the pieces as row groups of the key's open file; then nobody looks at the buffers any more."""
         tables = [_table(piece) for piece in pieces]
         rows = pa.concat_tables(tables) if key.kind == "signals" else in_log_order(tables)
         file, before = self._files.pop(key, (None, 0))
@@ -272,6 +312,8 @@ class ArchiveWriter:
         self._files[key] = file, before + rows.num_rows  # the last in order is the one used last
         for begin in range(0, rows.num_rows, GROUP_ROWS):
             file.write(rows.slice(begin, GROUP_ROWS))
+        for buffer in buffers:
+            self._background.buffers.give(buffer)
 
     def _finish(self) -> None:
         """Beside: finish all open files."""

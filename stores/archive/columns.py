@@ -168,16 +168,16 @@ def refused_in(messages: Messages, decoded: Decoded, late: Sequence[Late], newes
         )
 
 
-def owned(messages: Messages, index: NDArray[np.int64] | None = None) -> Messages:
+def owned(messages: Messages, index: NDArray[np.int64] | None = None, out: NDArray[np.uint8] | None = None) -> Messages:
     """The messages `index` (int64 (m,), rising; None: all) with bytes of their own, end to end.
 
-    The reader of the others may use its buffer again.
+    The reader of the others may use its buffer again. out: see `gather_spans`.
     """
     raw = messages.raw
     if index is None:
-        data, ends = gather_spans(raw.data, raw.starts, raw.lengths)
+        data, ends = gather_spans(raw.data, raw.starts, raw.lengths, out)
         return replace(messages, raw=replace(raw, data=data, starts=ends[:-1]))
-    data, ends = gather_spans(raw.data, raw.starts[index], raw.lengths[index])
+    data, ends = gather_spans(raw.data, raw.starts[index], raw.lengths[index], out)
     taken = None if raw.timestamps is None else raw.timestamps[index]
     names, name_ends = gather_bytes(messages.entity_data, messages.entity_offsets, index)
     return Messages(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from threading import Lock
 
+import numpy as np
 import pyarrow as pa
 
 from operators.errors import CorruptStoreError, ResumeError
@@ -28,7 +29,7 @@ class _Staged:
 
     def write(self, rows: pa.Table) -> None:
         """See `StagedFile.write`."""
-        self._tables.append(rows)
+        self._tables.append(rows.take(np.arange(rows.num_rows)))
 
     def finish(self) -> str:
         """See `StagedFile.finish`."""

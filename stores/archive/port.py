@@ -169,7 +169,7 @@ class StagedFile(Protocol):
     """Rows of one key on their way to where no reader sees them. Used by one thread at a time."""
 
     def write(self, rows: pa.Table) -> None:
-        """Append rows of the key's schema, at least one, as one segment.
+        """Append rows of the key's schema, at least one, as one segment. Their memory may be used again afterwards.
 
         Raises FatalError when the disk is full or fails, ConfigError when permission is missing.
         """
