@@ -18,7 +18,7 @@ from typing import Any
 from tests.benchmarks.asof import measure_joins
 from tests.benchmarks.documents import measure_documents
 from tests.benchmarks.events import Load, write_events
-from tests.benchmarks.fresh import Measurement, measure
+from tests.benchmarks.fresh import Measurement, measure, on_cores
 from tests.benchmarks.kafka import measure_kafka
 from tests.benchmarks.late import measure_late
 
@@ -91,7 +91,7 @@ def _parts(chosen: argparse.Namespace) -> Iterator[str]:
     if chosen.only_main:
         return
     if "late" in wanted:
-        yield measure_late(chosen.events, chosen.repeat)
+        yield measure_late(chosen.events, chosen.repeat + 2)
     if "joins" in wanted:
         yield measure_joins(full=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") > _FULL_JOIN_BYTES)
     if "kafka" in wanted:
@@ -109,7 +109,7 @@ def _signals(folder: Path, events: int, repeat: int, *, only_main: bool) -> Iter
     yield _head(events, repeat) + _table(lines)
     if only_main:
         return
-    yield _scaling(lines)
+    yield from _scaling(folder, events, repeat)
     yield _workers(folder, events, repeat)
     yield _state(folder, events)
     yield _online()
@@ -168,27 +168,39 @@ def _table(lines: list[Line]) -> str:
     return "\n".join(rows) + "\n\n"
 
 
-def _scaling(lines: list[Line]) -> str:
-    text = ""
+def _scaling(folder: Path, events: int, repeat: int) -> Iterator[str]:
     for load in RATES:
-        few, many = (next(x.ours for x in lines if x.load == load and x.entities == n) for n in (100, 100_000))
-        text += f"- Cost per event, {load}, 100,000 entities against 100: {few / many:.2f} ×\n"
-    return text
+        _say(f"cost per event, {load}")
+        few, many = (_events(folder, load, n, events) for n in (min(ENTITIES), max(ENTITIES)))
+        ratios = [_rate(few) / _rate(many) for _ in range(2 * repeat + 1)]
+        yield f"- Cost per event, {load}, {max(ENTITIES):,} entities against {min(ENTITIES)}: {_median_of(ratios)}\n"
 
 
 def _workers(folder: Path, events: int, repeat: int) -> str:
+    """One worker has work for a second core, so two on two cores are also held against one that has but one."""
     paths = _events(folder, "dense", 5_000, 8 * events)
     _say("two workers")
-    ratios: list[float] = []
+    alone: list[float] = []
+    helped: list[float] = []
     for _ in range(2 * repeat + 1):
-        one = measure(f"{PIPELINE}:headrace", paths=paths, workers=1)
-        two = measure(f"{PIPELINE}:headrace", paths=paths, workers=2)
-        ratios.append(two.events_per_s / one.events_per_s)
-    shown = ", ".join(f"{r:.2f}" for r in sorted(ratios))
+        with on_cores(1):
+            one = _rate(paths, workers=1)
+        two = _rate(paths, workers=2)
+        alone.append(two / one)
+        helped.append(two / _rate(paths, workers=1))
+    what = f"dense, 5,000 entities, {8 * events:,} events"
     return (
-        f"- Two workers against one, dense, 5,000 entities, {8 * events:,} events: median {median(ratios):.2f} × of"
-        f" pairs {shown}\n"
+        f"- Two workers against one, a core each, {what}: {_median_of(alone)}\n"
+        f"- Two workers against one that has both cores too: {_median_of(helped)}\n"
     )
+
+
+def _rate(paths: list[str], **arguments: object) -> float:
+    return measure(f"{PIPELINE}:headrace", paths=paths, **arguments).events_per_s
+
+
+def _median_of(ratios: list[float]) -> str:
+    return f"median {median(ratios):.2f} × of pairs {', '.join(f'{r:.2f}' for r in sorted(ratios))}"
 
 
 def _state(folder: Path, events: int) -> str:

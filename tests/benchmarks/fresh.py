@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -41,6 +43,20 @@ def measure(target: str, **arguments: object) -> Measurement:
     command = [sys.executable, "-m", "tests.benchmarks.fresh", target, json.dumps(arguments)]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return Measurement(**json.loads(done.stdout.splitlines()[-1]))
+
+
+@contextmanager
+def on_cores(count: int) -> Iterator[None]:
+    """What is measured meanwhile has so many of the cores; on a system that cannot do that, all."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(cores)[:count])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def _call(target: str, arguments: Mapping[str, object]) -> Measurement:
