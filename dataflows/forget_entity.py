@@ -23,7 +23,7 @@ from operators.errors import HeadraceError
 from operators.forgotten import REASON
 from operators.naming import Named
 from stores.archive.port import ArchiveSelection
-from stores.erased_state import messages_changed, rows_without
+from stores.erased_state import messages_changed, rows_blanked, rows_without
 from stores.features import open_features
 from stores.forgotten.memory import MemoryForgotten
 
@@ -73,8 +73,10 @@ def without_entity(entity_id: str, step: str, state: bytes) -> bytes | None:
     match step.removeprefix(f"{FLOW}."):
         case "windows":
             return shard_without(state, entity_id)
-        case "offline" | "online" | "results":
+        case "offline" | "online":
             return rows_without(state, entity_id)
+        case "results":
+            return rows_blanked(state, entity_id)
         case "late":
             return messages_changed(state, lambda message: silenced(message, entity_id))
         case "dlq" | "failed":

@@ -115,16 +115,14 @@ def _job(settings: Settings, sets: FeatureSets, bus: WritableBus, beside: Beside
             "partitions": len((bus if history is None else history).partitions(settings.topic_signals)),
         },
         build=flow,
-        settle=lambda recovery, lineage: settle(
-            recovery, settings, lineage, None if beside is not None else (bus, sets)
-        ),
+        settle=lambda recovery, lineage: settle(recovery, settings, lineage, None if beside is not None else sets),
     )
 
 
-def settle(recovery: Recovery, settings: Settings, lineage: str, told: tuple[WritableBus, FeatureSets] | None) -> None:
+def settle(recovery: Recovery, settings: Settings, lineage: str, told: FeatureSets | None) -> None:
     """Publish what the last durable snapshot had staged. Always right, safe to repeat.
 
-    told: where others hear of it, and the sets that rows are of; None if nobody does.
+    told: the sets of the rows that others hear of; None if nobody does.
     """
     offline = offline_of(settings)
     for state in recovery.states(f"{FLOW}.offline").values():
@@ -135,9 +133,9 @@ def settle(recovery: Recovery, settings: Settings, lineage: str, told: tuple[Wri
         for found in (*slots, *recovery.states(f"{FLOW}.archive").values()):
             archive.publish(() if found is None else staged_tokens(found))
     if told is not None:
-        bus, sets = told
-        _settle_logs(recovery, settings, sets, lineage, bus)
-        _settle_offsets(recovery, settings, bus)
+        with closing(bus_of(settings)) as bus:  # of its own: to the run's writers this would be new, and no repeat
+            _settle_logs(recovery, settings, told, lineage, bus)
+            _settle_offsets(recovery, settings, bus)
 
 
 def _settle_logs(recovery: Recovery, settings: Settings, sets: FeatureSets, lineage: str, bus: WritableBus) -> None:
@@ -151,7 +149,8 @@ def _settle_logs(recovery: Recovery, settings: Settings, sets: FeatureSets, line
     for step, (topic, writer) in logs.items():
         for state in recovery.states(f"{FLOW}.{step}").values():
             at, messages = logged(state)
-            append_all(append_to(bus, topic, writer), messages, at)
+            if messages:
+                append_all(append_to(bus, topic, writer), messages, at)
 
 
 def _settle_offsets(recovery: Recovery, settings: Settings, bus: WritableBus) -> None:
@@ -167,7 +166,8 @@ def _settle_offsets(recovery: Recovery, settings: Settings, bus: WritableBus) ->
 def _settle_results(recovery: Recovery, sets: FeatureSets, lineage: str, topic: str, bus: WritableBus) -> None:
     for part, state in recovery.states(f"{FLOW}.results").items():
         at, blocks = untold(state)
-        tell_rows(append_to(bus, topic, results_writer(lineage, part)), at, blocks, sets)
+        if blocks:
+            tell_rows(append_to(bus, topic, results_writer(lineage, part)), at, blocks, sets)
 
 
 def bare_flow() -> Dataflow:

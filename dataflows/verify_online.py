@@ -50,9 +50,15 @@ class OnlineLook:
         self._on_the_way = _entities(state) if self._on else {}
         self._features = threads.submit(features_of, settings, sets)
 
+    def check(self) -> None:
+        """Raise what opening the store has met."""
+        self._features.result()
+
     def close(self) -> None:
-        """Close the store, if it could be opened."""
-        if self._features.exception() is None and (features := self._features.result()) is not None:
+        """Close the store, if it was opened; the threads have ended."""
+        if self._features.cancelled() or self._features.exception() is not None:
+            return
+        if (features := self._features.result()) is not None:
             features.close()
 
     def note(self, of: Of, rows: pa.Table) -> None:

@@ -159,12 +159,14 @@ def _look(
         options = Options(len(cuts), _bound(settings), event_bytes_max=settings.event_bytes_max)
         waiting = _Waiting(state, sets)
         totals = Totals(sets, cuts, selection)
-        with _threads() as threads, closing(OnlineLook(settings, sets, state, threads)) as online:
+        threads = ThreadPoolExecutor(os.cpu_count() or 1, "history")
+        with closing(OnlineLook(settings, sets, state, threads)) as online, _ended(threads):
             history = _History(store, settings.offline_data_path, sets, waiting, _cut(state), online)
             windows = [threads.submit(history.look, of, keys) for of, keys in history.windows(selection)]
             done = recompute(sets, log.feeds, options, totals)
             _check_whole(done, state)
             seen = [window.result() for window in windows]
+            online.check()
         stored = {key: sums for window in seen for key, sums in window.stored.items()}
         look.checked += totals.rows
         look.open_rows += totals.open_rows
@@ -184,13 +186,12 @@ def _look(
 
 
 @contextmanager
-def _threads() -> Iterator[ThreadPoolExecutor]:
-    """Threads for what is read, one a core; what they have not begun is not done if something else fails."""
-    with ThreadPoolExecutor(os.cpu_count() or 1, "history") as pool:
-        try:
-            yield pool
-        finally:
-            pool.shutdown(cancel_futures=True)
+def _ended(threads: ThreadPoolExecutor) -> Iterator[None]:
+    """Nothing is under way in the threads afterwards; what they have not begun is not done if something else fails."""
+    try:
+        yield
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 def _bound(settings: Settings) -> int:

@@ -82,10 +82,10 @@ class Buffers:
         self._lock = Lock()
 
     def take(self, size_bytes: int) -> NDArray[np.uint8]:
-        """A buffer of at least so many bytes, uint8 (n,), that nobody else has."""
+        """A buffer of at least so many bytes, and of twice that at most, uint8 (n,), that nobody else has."""
         with self._lock:
             for place, buffer in enumerate(self._free):
-                if size_bytes <= len(buffer) <= 4 * size_bytes:
+                if size_bytes <= len(buffer) <= 2 * size_bytes:
                     return self._free.pop(place)
         large = size_bytes >= _KEPT_BYTES_MIN
         return np.empty(1 << size_bytes.bit_length() if large else size_bytes, np.uint8)
@@ -224,12 +224,11 @@ class ArchiveWriter:
         self._publish()
 
     def _add(self, group: _Group, piece: _Piece, buffer: NDArray[np.uint8] | None = None) -> None:
-        size_bytes = _MESSAGE_BYTES * len(piece)
+        size_bytes = _MESSAGE_BYTES * len(piece) + (len(piece.raw.data) if isinstance(piece, Messages) else 0)
         waiting = self._waiting.setdefault(group, _Waiting())
         waiting.pieces.append(piece)
         if buffer is not None:
             waiting.buffers.append(buffer)
-            size_bytes += len(buffer)
         waiting.rows += len(piece)
         waiting.size_bytes += size_bytes
         self._waiting_bytes += size_bytes

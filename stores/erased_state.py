@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from operators.feature_sets import STATISTICS
 from operators.messages import Message, pack_messages
 from operators.packing import pack, unpack
 from operators.rows import take_rows
@@ -15,17 +17,31 @@ from stores.row_states import pack_rows, unpack_rows
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from numpy.typing import NDArray
+
     from operators.records import RowBlock
 
 
 def rows_without(state: bytes, entity_id: str) -> bytes | None:
     """Return the snapshot of an OfflineWriter or OnlineWriter without the entity's rows; None if it has none."""
     meta, blocks = unpack_rows(state)
-    keeps = [_others(block, entity_id.encode("utf-8", "surrogatepass")) for block in blocks]
-    if all(len(keep) == len(block) for keep, block in zip(keeps, blocks, strict=True)):
+    mine = [_is_of(block, entity_id) for block in blocks]
+    if not any(some.any() for some in mine):
         return None
-    kept = [take_rows(block, keep) for keep, block in zip(keeps, blocks, strict=True) if len(keep)]
+    kept = [take_rows(block, np.flatnonzero(~some)) for block, some in zip(blocks, mine, strict=True) if not some.all()]
     return pack_rows(meta, kept)
+
+
+def rows_blanked(state: bytes, entity_id: str) -> bytes | None:
+    """Return the snapshot of a ResultsWriter with the entity's rows without name and values; None if it has none.
+
+    They may have been told, and a log counts what it was told: one row less, and the next would be taken for a repeat.
+    """
+    meta, blocks = unpack_rows(state)
+    mine = [_is_of(block, entity_id) for block in blocks]
+    if not any(some.any() for some in mine):
+        return None
+    return pack_rows(meta, [_blanked(block, some) for block, some in zip(blocks, mine, strict=True)])
 
 
 def messages_changed(state: bytes, change: Callable[[bytes], bytes | None]) -> bytes | None:
@@ -44,11 +60,26 @@ def messages_changed(state: bytes, change: Callable[[bytes], bytes | None]) -> b
     return pack(meta, pack_messages(changed))
 
 
-def _others(block: RowBlock, name: bytes) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Which rows are of another entity."""
+def _is_of(block: RowBlock, entity_id: str) -> NDArray[np.bool_]:
+    """Which rows are the entity's."""
+    name = entity_id.encode("utf-8", "surrogatepass")
     starts, ends = block.entity_offsets[:-1], block.entity_offsets[1:]
-    mine = ends - starts == len(name)
+    mine: NDArray[np.bool_] = ends - starts == len(name)
     near = np.flatnonzero(mine)
     wanted = np.frombuffer(name, np.uint8)
     mine[near] = (block.entity_data[starts[near, None] + np.arange(len(name))] == wanted).all(axis=1)
-    return np.flatnonzero(~mine)
+    return mine
+
+
+def _blanked(block: RowBlock, mine: NDArray[np.bool_]) -> RowBlock:
+    lengths = np.diff(block.entity_offsets)
+    nothing = np.full(len(STATISTICS), np.nan)
+    nothing[STATISTICS.index("count")] = 0  # the one that is never null
+    first, last = block.entity_offsets[[0, -1]]
+    return replace(
+        block,
+        entity_data=block.entity_data[first:last][np.repeat(~mine, lengths)],
+        entity_offsets=np.append(0, np.cumsum(np.where(mine, 0, lengths))),
+        values=np.where(mine[:, None], np.tile(nothing, block.values.shape[1] // len(STATISTICS)), block.values),
+        hashes=None,
+    )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from itertools import groupby
+from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,9 +17,10 @@ from operators.messages import Message
 from operators.packing import pack, unpack
 from operators.retained import Lateness
 from operators.windows import Shard
-from stores.erased_state import messages_changed, rows_without
+from stores.erased_state import messages_changed, rows_blanked, rows_without
 from stores.log_writer import LogWriter, logged
 from stores.offline.memory import MemoryOfflineStore
+from stores.results_writer import ResultsWriter
 from stores.row_states import unpack_rows
 from stores.writers import Delivery, OfflineWriter, Rows
 from tests.oracles import Event
@@ -121,6 +124,37 @@ def test_waiting_rows_leave_a_writer() -> None:
     out.blocks = unpack_rows(after)[1]
     assert history(out) == wanted
     assert any(rows[-1].revision for rows in wanted.values())  # type: ignore[index]  # revisions of a row
+
+
+def test_rows_on_their_way_to_a_log_keep_their_places() -> None:
+    """They may have been told already: with fewer, the next ones would be taken for repeats, or the run refused."""
+    log = [Event("p-0", n, WHO if n % 3 else "x", n * SECOND, n, (("a", 1.0),), None) for n in range(60)]
+    rows = Rows(tuple(go_on(Run(("p-0",), lateness(10_000)), log, 99, erase=False).blocks))
+    writer = ResultsWriter(lambda messages, at: at + len(messages), SETS, None, durable=True)
+    writer.write(rows)
+    state = writer.snapshot()
+    after = rows_blanked(state, WHO)
+    assert after is not None
+    assert WHO.encode() not in after
+    assert rows_blanked(after, WHO) is None
+    told, blank = (events_told(some) for some in (state, after))
+    assert [e["time"] for e in blank] == [e["time"] for e in told]
+    assert [e for e in blank if e["data"]["entity_id"]] == [e for e in told if e["data"]["entity_id"] != WHO]
+    empty = [e["data"] for e in blank if not e["data"]["entity_id"]]
+    assert 0 < len(empty) < len(blank)
+    assert all(data[column] in (None, 0) for data in empty for column in SETS.sets[0].columns)
+
+
+def events_told(state: bytes) -> list[dict[str, Any]]:
+    """What a ResultsWriter tells that goes on from this snapshot."""
+    out: list[Message] = []
+
+    def append(messages: list[Message], at: int) -> int:
+        out.extend(messages)
+        return at + len(messages)
+
+    ResultsWriter(append, SETS, state, durable=True)
+    return [orjson.loads(message.value) for message in out]
 
 
 def test_waiting_messages_keep_their_places() -> None:

@@ -98,15 +98,21 @@ def test_two_writers_of_one_name_write_everything_once(kafka: str, topic: str, b
 def test_a_snapshot_that_is_older_than_the_log_is_refused(kafka: str, topic: str, bus: KafkaBus) -> None:
     """A folder out of a backup: what follows would be taken for repeats. The last snapshot but one is right."""
     writer = logging_to(bus, topic)
-    states = []
+    states = [empty := writer.snapshot()]
     for value in (b"a", b"b", b"c", b"d"):
         writer.write(keyed(value))
         states.append(writer.snapshot())
-    for old in states[:2]:
+    for old in states[1:3]:
         with closing(KafkaBus(kafka, properties={})) as again, pytest.raises(ResumeError, match="another copy"):
             logging_to(again, topic, old)
     with closing(KafkaBus(kafka, properties={})) as again:
-        logging_to(again, topic, states[2])
+        logging_to(again, topic, states[3])
+    with closing(KafkaBus(kafka, properties={})) as again:
+        late = logging_to(again, topic, empty)
+        late.write(keyed(b"e"))
+        late.snapshot()
+        with pytest.raises(ResumeError, match="another copy"):
+            late.snapshot()
     assert values(kafka, topic) == [b"a", b"b", b"c"]
 
 

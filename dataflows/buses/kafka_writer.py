@@ -132,6 +132,7 @@ class KafkaWriter:
                     self._patiently(lambda: self._check(at))
                 if time.monotonic() >= self._keep_at:
                     self._keep(at)
+            self._sure = True
             return at
 
     def written(self) -> int:
@@ -156,21 +157,20 @@ class KafkaWriter:
             tell(PlaceForgotten(self._topic, self._name, at))
         if place is not None and (place == after or (place > after and not self._sure)):
             return after
-        self._check(at, sure=self._sure)
+        self._check(at)
         self._begin()
         self._send(messages)
         self._commit(after)
         return after
 
-    def _check(self, at: int, *, sure: bool = True) -> None:
-        """Raise ResumeError unless the writer is at this place. sure: what comes next is no repeat."""
+    def _check(self, at: int) -> None:
+        """Raise ResumeError unless the writer is at this place."""
         place = self._known_place()
         if place not in (None, at):
             raise ResumeError(
                 f"`{self._name}` has written {place} messages to topic `{self._topic}`, and not {at}: RECOVERY_DIR is"
                 " another copy, or two runs share it; start anew with an empty one"
             )
-        self._sure = sure
 
     def _known_place(self) -> int | None:
         """How far the writer has come; None if nothing was written, or Kafka has forgotten it."""
