@@ -91,7 +91,7 @@ def _parts(chosen: argparse.Namespace) -> Iterator[str]:
     if chosen.only_main:
         return
     if "late" in wanted:
-        yield measure_late(chosen.events, chosen.repeat + 2)
+        yield measure_late(chosen.events, chosen.repeat)
     if "joins" in wanted:
         yield measure_joins(full=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") > _FULL_JOIN_BYTES)
     if "kafka" in wanted:
