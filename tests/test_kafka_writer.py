@@ -95,6 +95,24 @@ def test_two_writers_of_one_name_write_everything_once(kafka: str, topic: str, b
         bus.append(topic, WRITER, keyed(b"x"), at=place(3) + 1)
 
 
+def test_a_rival_that_writes_the_same_once_the_place_is_known_is_no_stranger(
+    kafka: str, topic: str, bus: KafkaBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes that end together both append what is left: whoever comes second finds it done."""
+    real, opened = kafka_writer.KafkaWriter._open, []
+
+    def open_then_rival(writer: kafka_writer.KafkaWriter) -> None:
+        real(writer)
+        if not opened:
+            opened.append(writer)
+            with closing(KafkaBus(kafka, properties={})) as rival:
+                rival.append(topic, WRITER, batch(0), at=0)
+
+    monkeypatch.setattr(kafka_writer.KafkaWriter, "_open", open_then_rival)
+    assert bus.append(topic, WRITER, batch(0), at=0) == place(1)
+    assert values(kafka, topic) == batches(1)
+
+
 def test_a_snapshot_that_is_older_than_the_log_is_refused(kafka: str, topic: str, bus: KafkaBus) -> None:
     """A folder out of a backup: what follows would be taken for repeats. The last snapshot but one is right."""
     writer = logging_to(bus, topic)

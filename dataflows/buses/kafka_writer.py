@@ -129,7 +129,7 @@ class KafkaWriter:
                 return int(self._patiently(lambda: self._append(messages, at)))
             if at > 0 and not self._at_least_once:
                 if not self._sure:
-                    self._patiently(lambda: self._check(at))
+                    self._patiently(lambda: self._check(at, self._known_place()))
                 if time.monotonic() >= self._keep_at:
                     self._keep(at)
             self._sure = True
@@ -157,15 +157,14 @@ class KafkaWriter:
             tell(PlaceForgotten(self._topic, self._name, at))
         if place is not None and (place == after or (place > after and not self._sure)):
             return after
-        self._check(at)
+        self._check(at, place)
         self._begin()
         self._send(messages)
         self._commit(after)
         return after
 
-    def _check(self, at: int) -> None:
-        """Raise ResumeError unless the writer is at this place."""
-        place = self._known_place()
+    def _check(self, at: int, place: int | None) -> None:
+        """Raise ResumeError unless the place where the writer is, if it is known, is this one."""
         if place not in (None, at):
             raise ResumeError(
                 f"`{self._name}` has written {place} messages to topic `{self._topic}`, and not {at}: RECOVERY_DIR is"
