@@ -99,7 +99,8 @@ def test_a_rival_that_writes_the_same_once_the_place_is_known_is_no_stranger(
     kafka: str, topic: str, bus: KafkaBus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two processes that end together both append what is left: whoever comes second finds it done."""
-    real, opened = kafka_writer.KafkaWriter._open, []
+    real = kafka_writer.KafkaWriter._open
+    opened: list[kafka_writer.KafkaWriter] = []
 
     def open_then_rival(writer: kafka_writer.KafkaWriter) -> None:
         real(writer)
