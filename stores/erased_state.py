@@ -24,12 +24,7 @@ if TYPE_CHECKING:
 
 def rows_without(state: bytes, entity_id: str) -> bytes | None:
     """Return the snapshot of an OfflineWriter or OnlineWriter without the entity's rows; None if it has none."""
-    meta, blocks = unpack_rows(state)
-    mine = [_is_of(block, entity_id) for block in blocks]
-    if not any(some.any() for some in mine):
-        return None
-    kept = [take_rows(block, np.flatnonzero(~some)) for block, some in zip(blocks, mine, strict=True) if not some.all()]
-    return pack_rows(meta, kept)
+    return _changed(state, entity_id, lambda block, mine: take_rows(block, np.flatnonzero(~mine)))
 
 
 def rows_blanked(state: bytes, entity_id: str) -> bytes | None:
@@ -37,11 +32,7 @@ def rows_blanked(state: bytes, entity_id: str) -> bytes | None:
 
     They may have been told, and a log counts what it was told: one row less, and the next would be taken for a repeat.
     """
-    meta, blocks = unpack_rows(state)
-    mine = [_is_of(block, entity_id) for block in blocks]
-    if not any(some.any() for some in mine):
-        return None
-    return pack_rows(meta, [_blanked(block, some) for block, some in zip(blocks, mine, strict=True)])
+    return _changed(state, entity_id, _blanked)
 
 
 def messages_changed(state: bytes, change: Callable[[bytes], bytes | None]) -> bytes | None:
@@ -58,6 +49,16 @@ def messages_changed(state: bytes, change: Callable[[bytes], bytes | None]) -> b
     changed = [old if new is None else Message(new, None, old.headers) for old, new in found]
     assert [len(m.value) for m in changed] == [len(m.value) for m in messages]
     return pack(meta, pack_messages(changed))
+
+
+def _changed(state: bytes, entity_id: str, change: Callable[[RowBlock, NDArray[np.bool_]], RowBlock]) -> bytes | None:
+    """The snapshot with each block as `change` gives it, told which rows are the entity's; None if none is."""
+    meta, blocks = unpack_rows(state)
+    mine = [_is_of(block, entity_id) for block in blocks]
+    if not any(some.any() for some in mine):
+        return None
+    changed = (change(block, some) for block, some in zip(blocks, mine, strict=True))
+    return pack_rows(meta, [block for block in changed if len(block)])
 
 
 def _is_of(block: RowBlock, entity_id: str) -> NDArray[np.bool_]:
