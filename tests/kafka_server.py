@@ -269,7 +269,7 @@ def produce_all(address: str, topic: str, messages: Sequence[tuple[int, bytes]])
     from confluent_kafka import Producer
 
     more = {"linger.ms": 5, "message.max.bytes": 8 << 20, "queue.buffering.max.messages": 1 << 20, "log_level": 0}
-    producer = Producer({"bootstrap.servers": address, "acks": "all", **more})
+    producer = Producer({"bootstrap.servers": address, "acks": "all", "enable.idempotence": True, **more})
     for partition, message in messages:
         producer.produce(topic, value=message, partition=partition)
         producer.poll(0)
