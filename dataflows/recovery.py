@@ -118,6 +118,8 @@ class Recovery:
         newest: dict[str, tuple[int, sqlite3.Connection, int]] = {}
         states: dict[str, bytes] = {}
         with _open_all(self.folder) as databases:
+            for database in databases:
+                database.execute("BEGIN")  # all of it at one moment: a run that goes on deletes what is no longer new
             resume = resume_epoch(databases)
             for database in databases:
                 rows = database.execute(

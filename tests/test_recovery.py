@@ -149,6 +149,26 @@ def test_rows_from_the_future_are_purged(tmp_path: Path, frontiers: dict[int, in
     second.release()
 
 
+def test_a_run_that_goes_on_may_delete_what_is_being_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Snapshots are those of one moment: `verify` beside a run met one that was gone when it came to read it."""
+    keys = ["a", "bb", "ccc"]
+    made = Recovery(tmp_path)
+    made.prepare({"flow": "test"})
+    made.release()
+    make_snapshots(tmp_path, {0: 5}, [(key, 4, f"{key}4".encode()) for key in keys])
+    real = pickle.loads
+
+    def loads_and_deletes(data: bytes) -> object:
+        for path in tmp_path.glob("part-*.sqlite3"):
+            with closing(sqlite3.connect(path)) as run:
+                run.execute("DELETE FROM snaps")
+                run.commit()
+        return real(data)
+
+    monkeypatch.setattr(pickle, "loads", loads_and_deletes)
+    assert Recovery(tmp_path).states("flow.step") == {key: f"{key}4".encode() for key in keys}
+
+
 def crash_epochs(place: Place) -> tuple[int, int]:
     """(Epoch that the next run starts from, newest epoch that a snapshot of a shard is of)."""
     databases = [sqlite3.connect(p) for p in sorted(place.recovery.glob("part-*.sqlite3"))]
